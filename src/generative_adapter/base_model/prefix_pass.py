@@ -1,0 +1,188 @@
+"""One differentiable forward pass in which rows write memories and read the adapters of context prefixes.
+
+The paper's parallel training pass (appendix B): all chunks of all contexts run side by side, block by block. Before
+block l runs, the chunks' inputs to it are projected and summed into one state per prefix S_t (eq. 3), all states are
+normalised once (eq. 6), and inside the block each row runs under the prefix it reads. Chunk t's input to block l
+depends only on prefixes up to t - 1 in the blocks below, so this equals reading the chunks one after another.
+
+A context's first chunk reads nothing: it sees the plain base model, and runs without gradients beforehand
+(`capture_block_inputs`). Leaves out: which rows there are (`training.batches`) and the losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from generative_adapter.base_model.capture import on_block_inputs
+from generative_adapter.base_model.inject import add_to_outputs
+from generative_adapter.errors import BaseModelError
+from generative_adapter.generator.generator import AdapterGenerator
+
+
+@dataclass(frozen=True)
+class FirstChunks:
+    """Chunks that were read by the plain base model, as captured.
+
+    Attributes:
+        hidden: block index -> block inputs of the tokens to write, `[chunks, tokens, d_h]`, without gradients.
+        mask: True for real tokens, `[chunks, tokens]`, padding on the right.
+    """
+
+    hidden: dict[int, Tensor]
+    mask: Tensor
+
+
+@torch.no_grad()
+def read_first_chunks(
+    model: nn.Module, layers: Sequence[int], input_ids: Tensor, segments: Tensor, num_start_tokens: int = 0
+) -> FirstChunks:
+    """Block inputs of chunks under the plain base model; several chunks may share a row.
+
+    Args:
+        model: the base model.
+        layers: blocks whose inputs are wanted.
+        input_ids: `[rows, tokens]`.
+        segments: 1, 2, ... for the chunk of its row that a token belongs to, 0 for padding on the right,
+            `[rows, tokens]`. The chunks come back row by row.
+        num_start_tokens: begin-of-sequence tokens at the start of a chunk, which are not written.
+    """
+    captured: dict[int, Tensor] = {}
+    with on_block_inputs(model, layers, captured.__setitem__):
+        getattr(model, "base_model", model)(
+            input_ids=input_ids,
+            attention_mask=attention_mask(segments, next(model.parameters()).dtype),
+            position_ids=segment_positions(segments),
+            use_cache=False,
+        )
+    positions = segment_positions(segments)
+    starts = ((positions == 0) & (segments > 0)).nonzero()
+    lengths = torch.stack([(segments[row] == segments[row, at]).sum() for row, at in starts.tolist()])
+    offsets = torch.arange(num_start_tokens, int(lengths.max()), device=segments.device)
+    mask = offsets < lengths.unsqueeze(1)
+    columns = (starts[:, 1:] + offsets).clamp_max(segments.shape[1] - 1)
+    rows = starts[:, :1]
+    return FirstChunks({layer: hidden[rows, columns] for layer, hidden in captured.items()}, mask)
+
+
+@dataclass(frozen=True)
+class PassRows:
+    """The rows of one pass; a row holds one chunk, or several segments packed behind one another.
+
+    Attributes:
+        input_ids: `[rows, tokens]`.
+        segments: 1, 2, ... for the segment a token belongs to, 0 for padding (on the right), `[rows, tokens]`. Tokens
+            attend within their segment only, and positions restart with it.
+        reads: index of the prefix whose adapter a row runs under; -1: the plain base model, `[rows]`.
+        writers: rows whose whole text is a chunk that is written to memory, `[written]`.
+        supervised: positions whose next-token logits are wanted, `[rows, tokens]`, bool.
+        num_start_tokens: begin-of-sequence tokens at the start of a chunk, which are not written.
+    """
+
+    input_ids: Tensor
+    segments: Tensor
+    reads: Tensor
+    writers: Tensor
+    supervised: Tensor
+    num_start_tokens: int = 0
+
+
+def prefix_logits(
+    model: nn.Module,
+    generator: AdapterGenerator,
+    first_chunks: FirstChunks,
+    rows: PassRows,
+    membership: Tensor,
+) -> Tensor:
+    """Next-token logits at the supervised positions, in row-major order: `[num_supervised, vocabulary]`.
+
+    Args:
+        model: the frozen base model.
+        generator: gets gradients.
+        first_chunks: captured first chunks; followed by the writers of `rows` they are the written chunks.
+        rows: the rows to run.
+        membership: 1 where a written chunk is part of a prefix, `[prefixes, written chunks]`; S = membership @ increments
+            is the sum of eq. (3) for all prefixes at once.
+    """
+    by_layer: dict[int, list[str]] = {}
+    for target in generator.targets:
+        by_layer.setdefault(target.layer, []).append(target.name)
+    writer_mask = rows.segments[rows.writers, rows.num_start_tokens :] > 0
+    dtype = next(model.parameters()).dtype
+    read_index = torch.where(rows.reads < 0, membership.shape[0], rows.reads)
+    plain = bool((rows.reads < 0).any())
+
+    def prepare(polar: Tensor) -> Tensor:
+        polar = polar.to(dtype)
+        return torch.cat([polar, polar.new_zeros(1, *polar.shape[1:])]) if plain else polar
+
+    first = generator.write(first_chunks.hidden, first_chunks.mask)
+    normalized: dict[str, Tensor] = {}
+    if not len(rows.writers):  # everything is known beforehand: one normalisation for all targets
+        states = torch.einsum("pw,twij->tpij", membership, torch.stack(list(first.values())))
+        normalized = {name: prepare(polar) for name, polar in zip(first, generator.normalize(states), strict=True)}
+
+    def take_in(layer: int, hidden: Tensor) -> None:
+        if not len(rows.writers):
+            return
+        written = hidden[rows.writers, rows.num_start_tokens :]
+        for name in by_layer[layer]:
+            increments = torch.cat([first[name], generator[name].write(written, writer_mask)])
+            normalized[name] = prepare(generator.normalize(torch.einsum("pw,wij->pij", membership, increments)))
+
+    def make_update(name: str) -> Callable[[Tensor], Tensor]:
+        return lambda inputs: generator[name].read(inputs, normalized[name][read_index])
+
+    updates = {target.name: make_update(target.name) for target in generator.targets}
+    with (
+        on_block_inputs(model, by_layer, take_in),
+        add_to_outputs(model, updates),
+        _head_at(model, rows.supervised),
+    ):
+        output = model(
+            input_ids=rows.input_ids,
+            attention_mask=attention_mask(rows.segments, dtype),
+            position_ids=segment_positions(rows.segments),
+            use_cache=False,
+        )
+    return output.logits
+
+
+def segment_positions(segments: Tensor) -> Tensor:
+    """Position of each token within its segment, from 0, `[rows, tokens]`."""
+    index = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    starts = torch.ones_like(segments, dtype=torch.bool)
+    starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return index - torch.where(starts, index, 0).cummax(dim=1).values
+
+
+def attention_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive causal mask within segments, `[rows, 1, tokens, tokens]`; padding attends to padding."""
+    same = segments.unsqueeze(2) == segments.unsqueeze(1)
+    causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool, device=segments.device).tril()
+    blocked = ~(same & causal)
+    return torch.zeros(blocked.shape, dtype=dtype, device=segments.device).masked_fill_(
+        blocked, torch.finfo(dtype).min
+    ).unsqueeze(1)
+
+
+@contextmanager
+def _head_at(model: nn.Module, supervised: Tensor) -> Iterator[None]:
+    """Runs the language-model head at the supervised positions only; with 49,152 words it is a fifth of the model."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if head is None:
+        raise BaseModelError(f"{type(model).__name__} has no output embeddings; pass a causal language model")
+
+    def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0][supervised], *args[1:])
+
+    handle = head.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

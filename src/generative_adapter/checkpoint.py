@@ -1,0 +1,216 @@
+"""Generators on disk: one safetensors file whose header carries the versioned settings as JSON.
+
+Tensor names are `<target>.<projection>`, such as `model.layers.7.self_attn.o_proj.key_proj`. Leaves out: optimiser
+state and other things only a training run needs (`training.state`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from generative_adapter.base_model.fingerprint import tensors_fingerprint
+from generative_adapter.base_model.loading import BaseModel
+from generative_adapter.base_model.targets import find_targets
+from generative_adapter.config import GeneratorConfig, PromptConfig, from_mapping, to_mapping
+from generative_adapter.errors import CheckpointError, ConfigError, FingerprintMismatchError
+from generative_adapter.generator.generator import AdapterGenerator
+from generative_adapter.generator.storage import write_safetensors
+
+GENERATOR_FORMAT = "generative-adapter-generator"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class GeneratorCheckpoint:
+    """A generator with everything needed to use it.
+
+    Attributes:
+        generator: the trained network.
+        config: its form.
+        prompt: the wording it was trained with.
+        base_name: name of its base model.
+        base_fingerprint: fingerprint of its base model.
+        training: what it was trained on and for how long, as its run recorded it.
+    """
+
+    generator: AdapterGenerator
+    config: GeneratorConfig
+    prompt: PromptConfig
+    base_name: str
+    base_fingerprint: str
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all weights and of the settings that change what they mean."""
+        return generator_fingerprint(self.generator, self.config)
+
+
+def shipped_generator() -> Path:
+    """Path of the generator inside this package, trained for the embedded base model.
+
+    Raises:
+        CheckpointError: when the installation lacks it.
+    """
+    path = Path(__file__).parent / "checkpoints" / "smollm2-135m-instruct.safetensors"
+    if not path.is_file():
+        raise CheckpointError(f"this installation has no shipped generator ({path} is missing); pass one or train one")
+    return path
+
+
+def generator_fingerprint(generator: AdapterGenerator, config: GeneratorConfig) -> str:
+    """Hash of a generator's weights and settings; two generators that write different memories differ in it."""
+    return tensors_fingerprint(named_weights(generator), json.dumps(to_mapping(config), sort_keys=True))
+
+
+def build_generator(config: GeneratorConfig, base: BaseModel) -> AdapterGenerator:
+    """A new, untrained generator for a base model, in float32 on its device.
+
+    Raises:
+        UnsupportedArchitectureError: when a target isn't found in the base model.
+    """
+    targets = find_targets(base.model, config.targets, config.layers)
+    text_config = base.model.config.get_text_config()
+    return AdapterGenerator.from_config(config, targets, text_config.hidden_size).to(base.device)
+
+
+def named_weights(generator: AdapterGenerator) -> dict[str, Tensor]:
+    """Every trained tensor under its name on disk."""
+    return {
+        f"{target.name}.{name}": tensor.detach()
+        for target in generator.targets
+        for name, tensor in generator[target.name].named_parameters()
+    }
+
+
+def load_weights(generator: AdapterGenerator, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Copies tensors by name into a generator.
+
+    Raises:
+        CheckpointError: when names or shapes differ; says which.
+    """
+    own = {
+        f"{target.name}.{name}": parameter
+        for target in generator.targets
+        for name, parameter in generator[target.name].named_parameters()
+    }
+    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or extra:
+        raise CheckpointError(
+            f"{what} doesn't fit this generator: {len(missing)} tensors missing {missing[:2]}, "
+            f"{len(extra)} unknown {extra[:2]}"
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            if parameter.shape != tensors[name].shape:
+                raise CheckpointError(
+                    f"{what}: {name} has shape {tuple(tensors[name].shape)}, expected {tuple(parameter.shape)}"
+                )
+            parameter.copy_(tensors[name])
+
+
+def save_generator(path: str | Path, checkpoint: GeneratorCheckpoint, dtype: torch.dtype = torch.float32) -> None:
+    """Writes a generator, first to a temporary name and then renamed.
+
+    Raises:
+        CheckpointError: when a weight isn't finite; nothing is written then.
+    """
+    tensors = {name: tensor.to(dtype) for name, tensor in named_weights(checkpoint.generator).items()}
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise CheckpointError(f"not written: {len(broken)} tensors hold non-finite numbers, the first is {broken[0]}")
+    header = {
+        "generator": to_mapping(checkpoint.config),
+        "prompt": to_mapping(checkpoint.prompt),
+        "base_name": checkpoint.base_name,
+        "base_fingerprint": checkpoint.base_fingerprint,
+        "training": dict(checkpoint.training),
+    }
+    metadata = {"format": GENERATOR_FORMAT, "version": str(_VERSION), "settings": json.dumps(header)}
+    write_safetensors(Path(path), tensors, metadata)
+
+
+def load_generator(path: str | Path, base: BaseModel, *, any_base: bool = False) -> GeneratorCheckpoint:
+    """The generator in a file, in float32, on the base model's device and ready to use.
+
+    Args:
+        path: what `save_generator` wrote.
+        base: the base model it is to run with.
+        any_base: take a generator of another base model of the same shapes (a fine-tune of it, say).
+
+    Raises:
+        CheckpointError: when the file is missing, damaged, of another kind, or doesn't fit.
+        FingerprintMismatchError: when it was trained for another base model.
+    """
+    header = _read_header(Path(path))
+    if header["base_fingerprint"] != base.fingerprint and not any_base:
+        raise FingerprintMismatchError(
+            f"{path} was trained for {header['base_name']} ({header['base_fingerprint']}), not for {base.name} "
+            f"({base.fingerprint}); load that base model, or allow any base of the same shapes"
+        )
+    try:
+        config = from_mapping(GeneratorConfig, header["generator"], "generator")
+        prompt = from_mapping(PromptConfig, header["prompt"], "prompt")
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: its settings can't be read by this release: {error}") from error
+    generator = build_generator(config, base)
+    with safe_open(Path(path), framework="pt") as file:
+        load_weights(generator, {name: file.get_tensor(name) for name in file.keys()}, str(path))  # noqa: SIM118
+    generator.eval().requires_grad_(False)
+    return GeneratorCheckpoint(
+        generator, config, prompt, header["base_name"], header["base_fingerprint"], header["training"]
+    )
+
+
+def read_generator_info(path: str | Path) -> dict[str, Any]:
+    """What a generator's file says of itself, without loading the base model.
+
+    Returns:
+        `generator`, `prompt`, `base_name`, `base_fingerprint`, `training`, and `num_parameters`, `num_tensors`,
+        `num_bytes`, `dtype`.
+
+    Raises:
+        CheckpointError: when the file is missing, damaged or of another kind.
+    """
+    path = Path(path)
+    header = _read_header(path)
+    with safe_open(path, framework="pt") as file:
+        slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118
+        shapes = [part.get_shape() for part in slices]
+        dtypes = sorted({str(part.get_dtype()) for part in slices})
+    sizes = [int(torch.Size(shape).numel()) for shape in shapes]
+    return header | {
+        "num_parameters": sum(sizes),
+        "num_tensors": len(sizes),
+        "num_bytes": path.stat().st_size,
+        "dtype": ", ".join(dtypes),
+    }
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"no generator file at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} can't be read as safetensors: {error}") from error
+    if metadata.get("format") != GENERATOR_FORMAT:
+        raise CheckpointError(f"{path} is not a generator: its format is {metadata.get('format')!r}")
+    if metadata.get("version") != str(_VERSION):
+        raise CheckpointError(
+            f"{path} is a generator of version {metadata.get('version')}, this release reads version {_VERSION}"
+        )
+    try:
+        header = json.loads(metadata["settings"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: its settings are damaged: {error}") from error
+    return header

@@ -1,0 +1,1 @@
+"""The command `genadapter`: one thin file per command, and `main.py` that puts them together."""

@@ -1,0 +1,33 @@
+"""What a memory file holds, as a dictionary for `--json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from generative_adapter.generator.memory import ContextMemory
+
+
+def describe_memory(path: Path, memory: ContextMemory) -> dict[str, Any]:
+    """The memory's size, kin and documents."""
+    return {
+        "kind": "memory",
+        "path": str(path),
+        "base_model": memory.base_name,
+        "base_fingerprint": memory.base_fingerprint,
+        "generator_fingerprint": memory.generator_fingerprint,
+        "context_tokens": memory.num_tokens,
+        "chunks": memory.num_chunks,
+        "bytes": memory.num_bytes,
+        "documents": [
+            {
+                "name": document.name,
+                "sha256": document.sha256,
+                "tokens": document.num_tokens,
+                "chunks": document.num_chunks,
+                "streamed": document.streamed,
+            }
+            for document in memory.documents
+        ],
+    }

@@ -1,0 +1,22 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+GeneratorOption = Annotated[
+    str | None,
+    typer.Option("--generator", metavar="PATH", help="Generator to use (default: the shipped one)."),
+]
+BaseModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--base-model", metavar="NAME", help="Hub id, folder or GGUF file (default: what the generator was trained on)."
+    ),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
+DtypeOption = Annotated[str, typer.Option("--dtype", help="auto, float32 or bfloat16.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+MaxNewTokensOption = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")]

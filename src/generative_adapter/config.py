@@ -1,0 +1,189 @@
+"""Settings of generators, prompts and training runs as frozen dataclasses.
+
+Leaves out: anything that needs torch. Values are checked when an object is made, so that a wrong setting is reported
+before any model is loaded. `from_mapping` reads one from JSON or YAML and names a misspelt key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from generative_adapter.errors import ConfigError
+
+NORMALIZATIONS = ("svd", "frobenius", "newton_schulz")
+
+T = TypeVar("T")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ConfigError with `message` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class TargetShape:
+    """One adapted linear layer: where it is and how wide.
+
+    Attributes:
+        name: module path in the base model, such as `model.layers.7.self_attn.o_proj`.
+        layer: index of the Transformer block that holds it; the block's input feeds its generator.
+        in_features: d_in, width of the layer's input.
+        out_features: d_out, width of the layer's output.
+    """
+
+    name: str
+    layer: int
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Everything that decides a generator's form, apart from the base model's own sizes.
+
+    Attributes:
+        targets: target linears, by role (`attention_output`, `feed_forward_down`) or by name inside a block
+            (`self_attn.v_proj`, `v_proj`).
+        layers: indices of the adapted Transformer blocks; None means all.
+        state_dim: d_r, width of the square memory of one target.
+        rank: r, rank of the generated update; `newton_schulz` and `frobenius` keep all directions, so there it equals
+            `state_dim`.
+        scale: factor on the generated update (the paper: 1/16 Mistral, 1/8 Llama-2).
+        normalization: `svd`, `frobenius` or `newton_schulz` (eqs. 6-9).
+        hidden_norm: learned RMSNorm on the hidden states before the projections.
+        value_shift: the value of token i comes from token i + value_shift of the same chunk (0 in the paper).
+        chunk_tokens: length of a context chunk in tokens.
+    """
+
+    targets: tuple[str, ...] = ("attention_output",)
+    layers: tuple[int, ...] | None = None
+    state_dim: int = 128
+    rank: int = 128
+    scale: float = 1 / 16
+    normalization: str = "newton_schulz"
+    hidden_norm: bool = True
+    value_shift: int = 0
+    chunk_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        require(len(self.targets) > 0, "generator.targets is empty; name at least one, such as attention_output")
+        require(len(set(self.targets)) == len(self.targets), f"generator.targets repeats a name: {self.targets}")
+        require(self.state_dim > 0, f"generator.state_dim must be positive, got {self.state_dim}")
+        require(
+            0 < self.rank <= self.state_dim,
+            f"generator.rank must lie in 1..state_dim ({self.state_dim}), got {self.rank}",
+        )
+        require(
+            self.normalization in NORMALIZATIONS,
+            f"generator.normalization must be one of {', '.join(NORMALIZATIONS)}, got {self.normalization!r}",
+        )
+        require(
+            self.normalization == "svd" or self.rank == self.state_dim,
+            f"{self.normalization} keeps all {self.state_dim} directions: set generator.rank to {self.state_dim}, "
+            "or use normalization: svd for a smaller rank",
+        )
+        require(self.scale > 0, f"generator.scale must be positive, got {self.scale}")
+        require(self.value_shift >= 0, f"generator.value_shift must not be negative, got {self.value_shift}")
+        require(self.chunk_tokens > 0, f"generator.chunk_tokens must be positive, got {self.chunk_tokens}")
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """How a question is put to the base model; a generator keeps the wording it was trained with.
+
+    Attributes:
+        question: closed-book and adapter prompt, with `{question}`; special tokens such as `<|im_start|>` are read as
+            such. None: the tokenizer's chat template with the question as the user's message, or the paper's
+            "Question: ... / Answer:" (Figure 7) where there is no template.
+        context: full-context prompt text, with `{context}` and `{question}`, put in the place of the question (Figure 7).
+        end: text that ends an answer; None: the tokenizer's end-of-sequence token.
+    """
+
+    question: str | None = None
+    context: str = (
+        "{context}\n\nInstruction: Answer the question based on the context above. Respond with a short phrase only. "
+        "Keep the answer short and concise, without any explanation or additional words\n\n"
+        "Question: {question}\n\nAnswer:"
+    )
+    end: str | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            self.question is None or "{question}" in self.question,
+            f"prompt.question must hold {{question}}, got {self.question!r}",
+        )
+        for field in ("{context}", "{question}"):
+            require(field in self.context, f"prompt.context must hold {field}, got {self.context!r}")
+
+
+def from_mapping(cls: type[T], values: Any, where: str = "") -> T:
+    """The dataclass `cls` made from nested mappings, as JSON or YAML gives them.
+
+    Lists become tuples, whole numbers become floats where a float is asked for. `where` names the place in messages.
+
+    Raises:
+        ConfigError: for an unknown or missing key (with the nearest known one) or a value of the wrong type.
+    """
+    place = where or cls.__name__
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{place}: expected a mapping of settings, got {type(values).__name__}")
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(fields))}"
+            raise ConfigError(f"{place}: unknown setting {key!r}{hint}")
+        given[key] = _convert(hints[key], value, f"{where}.{key}" if where else str(key))
+    for name, field in fields.items():
+        missing = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if missing and name not in given:
+            raise ConfigError(f"{place}: the setting {name!r} is missing")
+    return cls(**given)
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """The settings of a dataclass as plain JSON values (tuples as lists)."""
+    return {key: _plain(value) for key, value in dataclasses.asdict(config).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        options = typing.get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        return _convert(next(option for option in options if option is not type(None)), value, where)
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where}: expected a list, got {value!r}")
+        item = typing.get_args(hint)[0]
+        return tuple(_convert(item, element, f"{where}[{index}]") for index, element in enumerate(value))
+    if dataclasses.is_dataclass(hint):
+        return from_mapping(hint, value, where)  # type: ignore[arg-type]
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):
+        try:
+            return float(value)  # YAML reads 1e-3 as a string
+        except ValueError:
+            pass
+    if isinstance(hint, type) and (not isinstance(value, hint) or (hint is not bool and isinstance(value, bool))):
+        raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
+    return value

@@ -1,0 +1,292 @@
+"""GenerativeAdapter: text -> chunks -> memory -> adapter -> answers. What most users need, in one class.
+
+Leaves out: training, files other than plain strings, and exporting adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from generative_adapter.base_model.capture import capture_block_inputs
+from generative_adapter.base_model.inject import inject, merge
+from generative_adapter.base_model.loading import BaseModel, load_base_model
+from generative_adapter.base_model.prompts import (
+    chat_ids,
+    context_chunks,
+    context_question,
+    end_ids,
+    question_ids,
+    start_ids,
+)
+from generative_adapter.checkpoint import GeneratorCheckpoint, load_generator, read_generator_info, shipped_generator
+from generative_adapter.errors import AdapterError, ConfigError
+from generative_adapter.generator.generator import AdapterGenerator
+from generative_adapter.generator.low_rank import LowRankAdapter
+from generative_adapter.generator.memory import ContextMemory, DocumentEntry, text_digest
+
+ChunkProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One generated text.
+
+    Attributes:
+        text: without the prompt and without special tokens.
+        num_prompt_tokens: tokens the model was given.
+        num_generated_tokens: tokens it produced, the one that ended the answer included.
+    """
+
+    text: str
+    num_prompt_tokens: int
+    num_generated_tokens: int
+
+
+class GenerativeAdapter:
+    """A frozen base model with a trained generator.
+
+    Args:
+        base: the base model.
+        checkpoint: a generator trained for it.
+    """
+
+    def __init__(self, base: BaseModel, checkpoint: GeneratorCheckpoint) -> None:
+        self.base = base
+        self.checkpoint = checkpoint
+        self.generator_fingerprint = checkpoint.fingerprint
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        generator: str | Path | None = None,
+        *,
+        base_model: str | Path | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        any_base: bool = False,
+    ) -> GenerativeAdapter:
+        """A base model and its generator; without arguments the embedded base and the shipped generator, offline.
+
+        Args:
+            generator: file of a generator; None: the shipped one.
+            base_model: hub id, folder or GGUF file; None: the one the generator was trained for.
+            device: `auto` or a torch device.
+            dtype: number format of the base model, `auto`, `float32`, `bfloat16` or `float16`.
+            any_base: take a base model other than the generator's, of the same shapes.
+
+        Raises:
+            CheckpointError: when the generator can't be read.
+            FingerprintMismatchError: when it was trained for another base model.
+            BaseModelError: when the base model can't be loaded.
+        """
+        path = Path(generator) if generator is not None else shipped_generator()
+        if base_model is None:
+            base_model = read_generator_info(path)["training"].get("recipe", {}).get("base_model")
+        base = load_base_model(base_model, device=device, dtype=dtype)
+        return cls(base, load_generator(path, base, any_base=any_base))
+
+    @property
+    def generator(self) -> AdapterGenerator:
+        """The trained generator."""
+        return self.checkpoint.generator
+
+    def empty_memory(self) -> ContextMemory:
+        """The memory of no context, S_0 = 0; its adapter changes nothing."""
+        width = self.generator.state_dim
+        states = {target.name: torch.zeros(width, width) for target in self.generator.targets}
+        return ContextMemory(states, self.generator_fingerprint, self.base.fingerprint, self.base.name)
+
+    def contextualize(
+        self,
+        text: str,
+        memory: ContextMemory | None = None,
+        *,
+        name: str | None = None,
+        progress: ChunkProgress | None = None,
+    ) -> ContextMemory:
+        """The memory of a text, in one forward pass a chunk; section 2.2, eq. (3), arXiv:2411.05877.
+
+        Chunk t is read by the base model under the adapter of the chunks before it, S_{t-1}, those of `memory`
+        included, so time and space for a chunk don't depend on what came before. To keep documents apart, so that
+        each can be forgotten again, read each without `memory` and add the memories.
+
+        Args:
+            text: the context.
+            memory: what was read before; None: nothing. It is not changed.
+            name: what to call the text in the memory's list of documents.
+            progress: called with chunks done and chunks in all.
+
+        Returns:
+            A new memory.
+
+        Raises:
+            EmptyContextError: when the text holds nothing but white space.
+            FingerprintMismatchError: when another generator wrote `memory`.
+        """
+        chunks = context_chunks(self.base.tokenizer, text, self.checkpoint.config.chunk_tokens)
+        if memory is None:
+            memory = self.empty_memory()
+        else:
+            memory.check_generator(self.generator_fingerprint)
+        streamed = bool(memory.documents)
+        before = memory.documents
+        digest = text_digest(text)
+        num_tokens = 0
+        for number, chunk in enumerate(chunks, start=1):
+            num_tokens += len(chunk)
+            entry = DocumentEntry(name or f"text-{digest[:8]}", digest, num_tokens, number, streamed)
+            memory = memory.accumulate(self._read_chunk(chunk, memory), (*before, entry))
+            if progress is not None:
+                progress(number, len(chunks))
+        return memory
+
+    def forget(self, memory: ContextMemory, text: str) -> ContextMemory:
+        """The memory as if `text` had never been read, to floating-point error.
+
+        Raises:
+            DataError: when the memory doesn't hold the text, or holds it as part of a stream.
+            FingerprintMismatchError: when another generator wrote `memory`.
+        """
+        return memory - self.contextualize(text)
+
+    def adapter(self, memory: ContextMemory) -> LowRankAdapter:
+        """The low-rank adapter of a memory, eq. (9), arXiv:2411.05877, in float32 on the base model's device.
+
+        Raises:
+            FingerprintMismatchError: when another generator wrote `memory`.
+        """
+        memory.check_generator(self.generator_fingerprint)
+        return self.generator.adapter({name: state.to(self.base.device) for name, state in memory.states.items()})
+
+    def merged(self, memory: ContextMemory) -> torch.nn.Module:
+        """A copy of the base model with the memory's adapter in its weights; the base model is unchanged."""
+        return merge(self.base.model, self.adapter(memory))
+
+    def generate(
+        self,
+        question: str,
+        memory: ContextMemory | None = None,
+        *,
+        context: str | None = None,
+        max_new_tokens: int = 64,
+    ) -> str:
+        """The answer to one question; see `answer`."""
+        contexts = None if context is None else [context]
+        return self.answer([question], memory, contexts=contexts, max_new_tokens=max_new_tokens)[0].text
+
+    def answer(
+        self,
+        questions: Sequence[str],
+        memories: ContextMemory | Sequence[ContextMemory] | None = None,
+        *,
+        contexts: Sequence[str] | None = None,
+        max_new_tokens: int = 64,
+    ) -> list[Answer]:
+        """Greedy answers to a batch of questions.
+
+        With `memories` the adapted model answers and the context is not in the prompt; with `contexts` the plain base
+        model answers with the whole context in the prompt; with neither it answers closed-book.
+
+        Args:
+            questions: one a row.
+            memories: one for all rows, or one a row.
+            contexts: texts for the prompt, one a row.
+            max_new_tokens: longest answer in tokens.
+
+        Raises:
+            ConfigError: when both memories and contexts are given, their numbers don't fit, or a question is empty.
+            FingerprintMismatchError: when another generator wrote a memory.
+        """
+        if memories is not None and contexts is not None:
+            raise ConfigError("give memories or contexts, not both: an adapted model answers without the text")
+        if any(not question.strip() for question in questions):
+            raise ConfigError("a question is empty; give at least one word")
+        if not questions:
+            return []
+        rows = questions
+        if contexts is not None:
+            if len(contexts) != len(questions):
+                raise ConfigError(f"{len(questions)} questions need as many contexts, got {len(contexts)}")
+            prompt = self.checkpoint.prompt
+            rows = [context_question(prompt, text, asked) for text, asked in zip(contexts, questions, strict=True)]
+        prompts = [question_ids(self.base.tokenizer, self.checkpoint.prompt, row) for row in rows]
+        with self._adapted(memories, len(questions)):
+            return self._generate(prompts, max_new_tokens, end_ids(self.base.tokenizer, self.checkpoint.prompt))
+
+    def chat(
+        self, messages: list[dict[str, str]], memory: ContextMemory | None = None, *, max_new_tokens: int = 256
+    ) -> str:
+        """The next turn of a conversation in the tokenizer's chat template, under the memory's adapter if one is given.
+
+        A conversation of one question is put as `answer` puts it, in the generator's own wording.
+
+        Raises:
+            ConfigError: when there is no message, or the tokenizer has no chat template and there are several.
+            FingerprintMismatchError: when another generator wrote `memory`.
+        """
+        tokenizer = self.base.tokenizer
+        if not messages:
+            raise ConfigError("chat needs at least one message")
+        if len(messages) == 1 and messages[0].get("role") == "user":
+            ids = question_ids(tokenizer, self.checkpoint.prompt, messages[0]["content"])
+        elif tokenizer.chat_template:
+            ids = chat_ids(tokenizer, messages)
+        else:
+            raise ConfigError(f"{self.base.name} has no chat template, so it can take one question at a time only")
+        with self._adapted(memory, 1):
+            return self._generate([ids], max_new_tokens, end_ids(tokenizer, self.checkpoint.prompt))[0].text
+
+    def _read_chunk(self, chunk: list[int], memory: ContextMemory) -> dict[str, Tensor]:
+        start = start_ids(self.base.tokenizer)
+        ids = torch.tensor([start + chunk], device=self.base.device)
+        with self._adapted(memory if memory.documents else None, 1), torch.no_grad():
+            hidden = capture_block_inputs(self.base.model, self.generator.layers, ids)
+            increments = self.generator.write({layer: h[:, len(start) :] for layer, h in hidden.items()})
+        return {name: increment[0].cpu() for name, increment in increments.items()}
+
+    @contextmanager
+    def _adapted(self, memories: ContextMemory | Sequence[ContextMemory] | None, rows: int) -> Iterator[None]:
+        if memories is None:
+            yield
+            return
+        if isinstance(memories, ContextMemory):
+            with inject(self.base.model, self.adapter(memories)):
+                yield
+            return
+        if len(memories) != rows:
+            raise AdapterError(f"{rows} questions need one memory for all or one each, got {len(memories)}")
+        made = {id(memory): self.adapter(memory) for memory in memories}
+        with inject(self.base.model, [made[id(memory)] for memory in memories]):
+            yield
+
+    @torch.no_grad()
+    def _generate(self, prompts: list[list[int]], max_new_tokens: int, end: list[int]) -> list[Answer]:
+        tokenizer, device = self.base.tokenizer, self.base.device
+        width = max(map(len, prompts))
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+        output = self.base.model.generate(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            pad_token_id=pad,
+            eos_token_id=end[-1] if end else tokenizer.eos_token_id,
+        )
+        answers = []
+        for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True):
+            stop = row.index(end[-1]) + 1 if end and end[-1] in row else len(row)
+            text = tokenizer.decode(row[:stop], skip_special_tokens=True).strip()
+            answers.append(Answer(text, len(prompt), stop))
+        return answers

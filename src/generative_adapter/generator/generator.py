@@ -1,0 +1,219 @@
+"""AdapterGenerator: hidden states -> memory -> adapter (sections 2.2 and 2.4 of the paper).
+
+Plain torch on plain tensors: which module a target is, and where its hidden states come from, is the business of
+`base_model`. Leaves out: splitting a text into chunks (`contextualizer`) and everything about training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from generative_adapter.config import GeneratorConfig, TargetShape
+from generative_adapter.errors import ConfigError
+from generative_adapter.generator.low_rank import LowRankAdapter, LowRankFactors
+from generative_adapter.generator.normalization import factorize, normalize
+
+_NORM_EPSILON = 1e-6
+
+
+class TargetGenerator(nn.Module):
+    """The generator of one target layer: four projections and a learned RMSNorm.
+
+    | parameter     | paper | shape          |
+    |---------------|-------|----------------|
+    | `value_proj`  | A2    | `[d_r, d_h]`   |
+    | `key_proj`    | B1^T  | `[d_r, d_h]`   |
+    | `query_proj`  | B2    | `[d_r, d_in]`  |
+    | `output_proj` | A1    | `[d_out, d_r]` |
+
+    `output_proj` starts at zero, so that an untrained generator leaves the base model unchanged; the others start
+    Kaiming-normal.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        in_features: int,
+        out_features: int,
+        state_dim: int,
+        *,
+        rank: int,
+        scale: float,
+        normalization: str,
+        hidden_norm: bool = True,
+        value_shift: int = 0,
+    ) -> None:
+        super().__init__()
+        self.rank = rank
+        self.scale = scale
+        self.normalization = normalization
+        self.value_shift = value_shift
+        self.norm_weight = nn.Parameter(torch.ones(hidden_size)) if hidden_norm else None
+        self.value_proj = nn.Parameter(torch.empty(state_dim, hidden_size))
+        self.key_proj = nn.Parameter(torch.empty(state_dim, hidden_size))
+        self.query_proj = nn.Parameter(torch.empty(state_dim, in_features))
+        self.output_proj = nn.Parameter(torch.zeros(out_features, state_dim))
+        for projection in (self.value_proj, self.key_proj, self.query_proj):
+            nn.init.kaiming_normal_(projection, nonlinearity="linear")
+
+    def write(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What one chunk adds to the memory: A2 H^T H B1, eq. (3), arXiv:2411.05877.
+
+        With `value_shift` s the value of token i is taken from token i + s (the last tokens of a chunk: from its last).
+
+        Args:
+            hidden: H, `[batch, tokens, d_h]`, any float type; projected in that type, summed in float32.
+            mask: True for real tokens, `[batch, tokens]`, padding on the right; None when all are real.
+
+        Returns:
+            `[batch, d_r, d_r]`, float32.
+        """
+        both = torch.cat([self.key_proj, self.value_proj])
+        if self.norm_weight is not None:
+            exact = hidden.float()
+            hidden = (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + _NORM_EPSILON)).to(hidden.dtype)
+            both = both * self.norm_weight
+        keys, values = (hidden @ both.to(hidden.dtype).mT).float().chunk(2, dim=-1)
+        if self.value_shift:
+            batch, tokens, width = values.shape
+            positions = torch.arange(tokens, device=values.device)
+            lengths = torch.full((batch,), tokens, device=values.device) if mask is None else mask.sum(-1)
+            source = torch.minimum(positions + self.value_shift, (lengths - 1).clamp_min(0).unsqueeze(-1))
+            values = values.gather(1, source.unsqueeze(-1).expand(batch, tokens, width))
+        if mask is not None:
+            keys = keys * mask.unsqueeze(-1)
+        return values.mT @ keys
+
+    def normalize(self, state: Tensor) -> Tensor:
+        """norm(S), eqs. (6)-(8), for states `[..., d_r, d_r]`."""
+        return normalize(state, self.normalization, self.rank)
+
+    def read(self, inputs: Tensor, normalized: Tensor) -> Tensor:
+        """The update's output scale * A1 norm(S) B2 x, eq. (6), arXiv:2411.05877.
+
+        Args:
+            inputs: x, `[batch, tokens, d_in]`.
+            normalized: norm(S), `[batch, d_r, d_r]`, one a row.
+
+        Returns:
+            `[batch, tokens, d_out]` in the type of `inputs`.
+        """
+        dtype = inputs.dtype
+        queries = inputs @ self.query_proj.to(dtype).mT
+        return (queries @ normalized.to(dtype).mT) @ (self.scale * self.output_proj).to(dtype).mT
+
+    def factors(self, state: Tensor) -> LowRankFactors:
+        """The low-rank factors scale * A1 U and V^T B2 of one state `[d_r, d_r]`, eq. (9), arXiv:2411.05877."""
+        left, right = factorize(state, self.normalization, self.rank)
+        down = self.query_proj if right is None else right @ self.query_proj
+        return LowRankFactors(down=down, up=self.scale * (self.output_proj @ left))
+
+
+class AdapterGenerator(nn.Module):
+    """The trained network G that turns the hidden states of a context into an adapter.
+
+    Args:
+        targets: the adapted linear layers.
+        hidden_size: d_h, width of the base model's hidden states.
+        state_dim: d_r.
+        rank: r.
+        scale: factor on the generated update.
+        normalization: `svd`, `frobenius` or `newton_schulz`.
+        hidden_norm: learned RMSNorm on the hidden states.
+        value_shift: how many tokens later than its key a value is taken.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[TargetShape],
+        hidden_size: int,
+        *,
+        state_dim: int = 128,
+        rank: int = 128,
+        scale: float = 1 / 16,
+        normalization: str = "newton_schulz",
+        hidden_norm: bool = True,
+        value_shift: int = 0,
+    ) -> None:
+        super().__init__()
+        if not targets:
+            raise ConfigError("an AdapterGenerator needs at least one target layer, got none")
+        self.targets = tuple(targets)
+        self.hidden_size = hidden_size
+        self.state_dim = state_dim
+        self._index = {target.name: index for index, target in enumerate(self.targets)}
+        self.generators = nn.ModuleList(
+            TargetGenerator(
+                hidden_size,
+                target.in_features,
+                target.out_features,
+                state_dim,
+                rank=rank,
+                scale=scale,
+                normalization=normalization,
+                hidden_norm=hidden_norm,
+                value_shift=value_shift,
+            )
+            for target in self.targets
+        )
+
+    @classmethod
+    def from_config(
+        cls, config: GeneratorConfig, targets: Sequence[TargetShape], hidden_size: int
+    ) -> AdapterGenerator:
+        """A new, untrained generator of the form `config` describes."""
+        return cls(
+            targets,
+            hidden_size,
+            state_dim=config.state_dim,
+            rank=config.rank,
+            scale=config.scale,
+            normalization=config.normalization,
+            hidden_norm=config.hidden_norm,
+            value_shift=config.value_shift,
+        )
+
+    def __getitem__(self, name: str) -> TargetGenerator:
+        module = self.generators[self._index[name]]
+        assert isinstance(module, TargetGenerator)
+        return module
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Indices of the Transformer blocks whose inputs the generator reads, ascending."""
+        return tuple(sorted({target.layer for target in self.targets}))
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained numbers in all projections."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def write(self, hidden: Mapping[int, Tensor], mask: Tensor | None = None) -> dict[str, Tensor]:
+        """What one chunk adds to the memory of every target, eq. (3), arXiv:2411.05877.
+
+        Args:
+            hidden: block index -> block input `[batch, tokens, d_h]`, for every index in `layers`.
+            mask: True for real tokens, `[batch, tokens]`.
+
+        Returns:
+            Target name -> `[batch, d_r, d_r]`, float32.
+        """
+        return {target.name: self[target.name].write(hidden[target.layer], mask) for target in self.targets}
+
+    def normalize(self, states: Tensor) -> Tensor:
+        """norm(S), eqs. (6)-(8), of any number of states `[..., d_r, d_r]`; all targets are normalised alike."""
+        first = self.generators[0]
+        assert isinstance(first, TargetGenerator)
+        return first.normalize(states)
+
+    @torch.no_grad()
+    def adapter(self, states: Mapping[str, Tensor]) -> LowRankAdapter:
+        """The adapter of a memory, eq. (9), arXiv:2411.05877.
+
+        Args:
+            states: target name -> S `[d_r, d_r]`, for every target.
+        """
+        return LowRankAdapter({target.name: self[target.name].factors(states[target.name]) for target in self.targets})

@@ -1,0 +1,196 @@
+"""ContextMemory: what a generator keeps of the contexts read so far, one d_r x d_r state a target (eq. 3).
+
+Memories add: S(A) + S(B) is the memory of two separately read documents, and subtracting S(B) forgets B again. Leaves
+out: reading text (`contextualizer`) and making adapters (`generator.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from generative_adapter.errors import CheckpointError, DataError, FingerprintMismatchError
+from generative_adapter.generator.storage import write_safetensors
+
+MEMORY_FORMAT = "generative-adapter-memory"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class DocumentEntry:
+    """One text a memory has taken in.
+
+    Attributes:
+        name: file name or a name of the caller's.
+        sha256: hex digest of the text in UTF-8.
+        num_tokens: tokens of the text.
+        num_chunks: chunks it was read in.
+        streamed: whether it was read as the continuation of what came before; then it can't be forgotten on its own.
+    """
+
+    name: str
+    sha256: str
+    num_tokens: int
+    num_chunks: int
+    streamed: bool = False
+
+
+def text_digest(text: str) -> str:
+    """Hex SHA-256 of a text in UTF-8, which tells documents apart."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclass(frozen=True)
+class ContextMemory:
+    """The additive memory of a generator; a value, so every operation gives a new one.
+
+    Attributes:
+        states: target name -> S_t `[d_r, d_r]`, float32.
+        generator_fingerprint: of the generator that wrote it; no other can read it.
+        base_fingerprint: of the base model whose hidden states it sums up.
+        base_name: the base model's name, for people.
+        documents: the texts it holds, in the order they were taken in.
+    """
+
+    states: Mapping[str, Tensor]
+    generator_fingerprint: str
+    base_fingerprint: str
+    base_name: str = ""
+    documents: tuple[DocumentEntry, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Context tokens taken in."""
+        return sum(document.num_tokens for document in self.documents)
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks taken in."""
+        return sum(document.num_chunks for document in self.documents)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all states; does not depend on how much was read."""
+        return sum(state.numel() * state.element_size() for state in self.states.values())
+
+    def accumulate(self, increments: Mapping[str, Tensor], documents: tuple[DocumentEntry, ...]) -> ContextMemory:
+        """The memory after one more chunk: S_t = S_{t-1} + A2 H^T H B1, eq. (3), arXiv:2411.05877.
+
+        Args:
+            increments: target name -> `[d_r, d_r]`.
+            documents: what the memory holds afterwards.
+        """
+        states = {name: state + increments[name].to(state) for name, state in self.states.items()}
+        return self._replace(states, documents)
+
+    def __add__(self, other: ContextMemory) -> ContextMemory:
+        """The memory of both, each read on its own.
+
+        Raises:
+            FingerprintMismatchError: when another generator or base model wrote `other`.
+        """
+        self._check_kin(other)
+        return self.accumulate(other.states, self.documents + other.documents)
+
+    def __sub__(self, other: ContextMemory) -> ContextMemory:
+        """The memory without the documents of `other`, as if they had never been read (to floating-point error).
+
+        Raises:
+            FingerprintMismatchError: when another generator or base model wrote `other`.
+            DataError: when a document of `other` isn't held, or was streamed or is followed by a streamed one, so that
+                its part can't be told from the rest.
+        """
+        self._check_kin(other)
+        left = list(self.documents)
+        for document in other.documents:
+            same = [i for i, held in enumerate(left) if held.sha256 == document.sha256]
+            if not same:
+                held = ", ".join(repr(entry.name) for entry in left) or "nothing"
+                raise DataError(f"the memory does not hold {document.name!r}, so it can't be forgotten; it holds {held}")
+            index = next((i for i in same if not left[i].streamed), same[0])
+            if left[index].streamed or any(entry.streamed for entry in left[index + 1 :]):
+                raise DataError(
+                    f"{document.name!r} can't be forgotten: it was read as part of a stream, so later text was read "
+                    "under its influence; read documents separately and add their memories instead"
+                )
+            del left[index]
+        states = {name: state - other.states[name].to(state) for name, state in self.states.items()}
+        if not left:
+            states = {name: torch.zeros_like(state) for name, state in states.items()}
+        return self._replace(states, tuple(left))
+
+    def save(self, path: str | Path) -> None:
+        """Writes the memory as safetensors, first to a temporary name and then renamed."""
+        metadata = {
+            "format": MEMORY_FORMAT,
+            "version": str(_VERSION),
+            "generator_fingerprint": self.generator_fingerprint,
+            "base_fingerprint": self.base_fingerprint,
+            "base_name": self.base_name,
+            "documents": json.dumps([asdict(document) for document in self.documents]),
+        }
+        write_safetensors(Path(path), dict(self.states), metadata)
+
+    @classmethod
+    def load(cls, path: str | Path, expected_generator: str | None = None) -> ContextMemory:
+        """The memory in a file.
+
+        Args:
+            path: what `save` wrote.
+            expected_generator: fingerprint of the generator that is to read it; None: any.
+
+        Raises:
+            CheckpointError: when the file is missing, damaged or of another kind.
+            FingerprintMismatchError: when another generator wrote it.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise CheckpointError(f"no memory file at {path}; make one with `genadapter contextualize`")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != MEMORY_FORMAT:
+                    raise CheckpointError(f"{path} is not a memory: its format is {metadata.get('format')!r}")
+                if metadata.get("version") != str(_VERSION):
+                    raise CheckpointError(
+                        f"{path} is a memory of version {metadata.get('version')}, this release reads version {_VERSION}"
+                    )
+                states = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            memory = cls(
+                states=states,
+                generator_fingerprint=metadata["generator_fingerprint"],
+                base_fingerprint=metadata["base_fingerprint"],
+                base_name=metadata["base_name"],
+                documents=tuple(DocumentEntry(**entry) for entry in json.loads(metadata["documents"])),
+            )
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as error:
+            raise CheckpointError(f"{path} can't be read as a memory: {error}") from error
+        if expected_generator is not None:
+            memory.check_generator(expected_generator, str(path))
+        return memory
+
+    def check_generator(self, fingerprint: str, what: str = "the memory") -> None:
+        """Raises FingerprintMismatchError unless the generator of that fingerprint wrote this memory."""
+        if fingerprint != self.generator_fingerprint:
+            raise FingerprintMismatchError(
+                f"{what} was written by generator {self.generator_fingerprint}, not by {fingerprint}; load that generator, "
+                "or read the context again with this one"
+            )
+
+    def _check_kin(self, other: ContextMemory) -> None:
+        other.check_generator(self.generator_fingerprint, "the other memory")
+        if other.base_fingerprint != self.base_fingerprint:
+            raise FingerprintMismatchError(
+                f"the memories belong to two base models ({self.base_name} {self.base_fingerprint}, {other.base_name} "
+                f"{other.base_fingerprint}); read both contexts with one"
+            )
+
+    def _replace(self, states: Mapping[str, Tensor], documents: tuple[DocumentEntry, ...]) -> ContextMemory:
+        return ContextMemory(states, self.generator_fingerprint, self.base_fingerprint, self.base_name, documents)

@@ -1,0 +1,219 @@
+"""Contexts and what is asked of them, laid out as the rows of one pass.
+
+A context's first chunk is read by the plain base model, several to a row. Later chunks are rows that read
+the prefix before them and write the next one (completion); questions and reconstructions are segments, packed into
+shared rows with the others that read the same prefix. Leaves out: where contexts come from (`sources`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from generative_adapter.base_model.prefix_pass import PassRows
+from generative_adapter.data.collation import best_capacity, pack
+from generative_adapter.errors import TrainingError
+
+OBJECTIVES = ("answer", "reconstruction", "completion")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens to be predicted under the adapter of a prefix.
+
+    Attributes:
+        ids: prompt and target tokens.
+        num_prompt: leading tokens that are given, not predicted; at least 1.
+        level: chunks of the context in the adapter that is read, 1 .. T.
+        objective: one of `OBJECTIVES`.
+    """
+
+    ids: tuple[int, ...]
+    num_prompt: int
+    level: int
+    objective: str
+
+
+@dataclass(frozen=True)
+class ContextItem:
+    """One context and what is asked of it.
+
+    Attributes:
+        chunks: C_1 .. C_T, without begin-of-sequence tokens.
+        segments: questions and reconstructions.
+        completion: whether chunks 2 .. T are to be predicted under the prefix before them.
+    """
+
+    chunks: tuple[tuple[int, ...], ...]
+    segments: tuple[Segment, ...]
+    completion: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all chunks and segments."""
+        return sum(map(len, self.chunks)) + sum(len(segment.ids) for segment in self.segments)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward and backward pass.
+
+    Attributes:
+        first_ids: first chunks with their begin-of-sequence tokens, packed, `[first rows, tokens]`.
+        first_segments: 1, 2, ... for the chunk a token belongs to, 0 for padding, `[first rows, tokens]`.
+        rows: the rows with gradients.
+        membership: `[prefixes, written chunks]`.
+        labels: token ids to predict at `rows.supervised`, row-major, `[supervised]`.
+        objectives: index into `OBJECTIVES` of each label, `[supervised]`.
+        item_index: the context each label belongs to, counted in the items given, `[supervised]`.
+        segment_index: number of the segment or completion row each label belongs to, `[supervised]`.
+        num_real_tokens: tokens that aren't padding, first chunks included.
+        num_computed_tokens: tokens that are computed.
+    """
+
+    first_ids: Tensor
+    first_segments: Tensor
+    rows: PassRows
+    membership: Tensor
+    labels: Tensor
+    objectives: Tensor
+    item_index: Tensor
+    segment_index: Tensor
+    num_real_tokens: int
+    num_computed_tokens: int
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row before it is padded."""
+
+    item: int
+    prefix: int
+    segments: tuple[Segment, ...]
+    writes: int | None = None
+
+
+def assemble(
+    items: Sequence[ContextItem], *, pad_id: int, start_ids: Sequence[int], row_tokens: int
+) -> Batch:
+    """Lays contexts out as one pass.
+
+    Args:
+        items: the contexts.
+        pad_id: token id of padding.
+        start_ids: begin-of-sequence tokens put before every chunk.
+        row_tokens: questions are packed into rows of at most this many tokens (longer ones get their own).
+
+    Raises:
+        TrainingError: when nothing is to be predicted.
+    """
+    start = tuple(start_ids)
+    sizes = [len(start) + len(item.chunks[0]) for item in items]
+    packed = pack(range(len(items)), sizes.__getitem__, best_capacity([sizes], max(row_tokens, max(sizes))))
+    first_rows = [_Row(-1, -1, tuple(Segment(start + items[i].chunks[0], 1, 0, "") for i in row)) for row in packed]
+    written = {(i, 1): index for index, i in enumerate(i for row in packed for i in row)}
+    prefixes: dict[tuple[int, int], int] = {}
+    rows: list[_Row] = []
+    for i, item in enumerate(items):
+        deepest = max([segment.level for segment in item.segments], default=1)
+        for level in range(1, len(item.chunks)):  # row of chunk level + 1, under the prefix of `level` chunks
+            writes = level + 1 <= deepest
+            if writes or item.completion:
+                if writes:
+                    written[i, level + 1] = len(written)
+                chunk = Segment(start + item.chunks[level], 1, level, "completion" if item.completion else "")
+                prefix = prefixes.setdefault((i, level), len(prefixes))
+                rows.append(_Row(i, prefix, (chunk,), level + 1 if writes else None))
+    by_prefix: dict[tuple[int, int], list[Segment]] = {}
+    for i, item in enumerate(items):
+        for segment in item.segments:
+            by_prefix.setdefault((i, segment.level), []).append(segment)
+    if by_prefix:
+        capacity = best_capacity([[len(s.ids) for s in wanted] for wanted in by_prefix.values()], row_tokens)
+        for (i, level), wanted in by_prefix.items():
+            prefix = prefixes.setdefault((i, level), len(prefixes))
+            rows += [_Row(i, prefix, tuple(row)) for row in pack(wanted, lambda s: len(s.ids), capacity)]
+    membership = torch.zeros(len(prefixes), len(written))
+    for (i, level), prefix in prefixes.items():
+        for chunk_number in range(1, level + 1):
+            membership[prefix, written[i, chunk_number]] = 1
+    writers = [index for index, row in enumerate(rows) if row.writes is not None]
+    return _tensors(first_rows, rows, writers, membership, pad_id, len(start))
+
+
+def _tensors(
+    first_rows: list[_Row], rows: list[_Row], writers: list[int], membership: Tensor, pad_id: int, num_start_tokens: int
+) -> Batch:
+    first_ids, first_segments = _pad(first_rows, pad_id)
+    input_ids, segments = _pad(rows, pad_id)
+    supervised = torch.zeros(input_ids.shape, dtype=torch.bool)
+    labels: list[int] = []
+    kinds: list[int] = []
+    owners: list[int] = []
+    numbers: list[int] = []
+    number = 0
+    for index, row in enumerate(rows):
+        at = 0
+        for segment in row.segments:
+            size = len(segment.ids)
+            if segment.objective:
+                predicted = segment.ids[segment.num_prompt :]
+                supervised[index, at + segment.num_prompt - 1 : at + size - 1] = True
+                labels += predicted
+                kinds += [OBJECTIVES.index(segment.objective)] * len(predicted)
+                owners += [row.item] * len(predicted)
+                numbers += [number] * len(predicted)
+                number += 1
+            at += size
+    if not labels:
+        raise TrainingError("no context of this batch has anything to predict: no question, reconstruction or completion")
+    pass_rows = PassRows(
+        input_ids,
+        segments,
+        torch.tensor([row.prefix for row in rows]),
+        torch.tensor(writers, dtype=torch.long),
+        supervised,
+        num_start_tokens,
+    )
+    return Batch(
+        first_ids,
+        first_segments,
+        pass_rows,
+        membership,
+        torch.tensor(labels),
+        torch.tensor(kinds),
+        torch.tensor(owners),
+        torch.tensor(numbers),
+        num_real_tokens=int((segments > 0).sum()) + int((first_segments > 0).sum()),
+        num_computed_tokens=segments.numel() + first_segments.numel(),
+    )
+
+
+def split(items: Sequence[ContextItem], max_tokens: int) -> list[list[ContextItem]]:
+    """Contexts in passes of at most `max_tokens` tokens each, similar lengths together; a longer one goes alone."""
+    parts: list[list[ContextItem]] = []
+    room = 0
+    for item in sorted(items, key=lambda item: item.num_tokens):
+        if not parts or item.num_tokens > room:
+            parts.append([])
+            room = max_tokens
+        parts[-1].append(item)
+        room -= item.num_tokens
+    return parts
+
+
+def _pad(rows: Sequence[_Row], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids and segment numbers of packed rows, `[rows, tokens]` each."""
+    width = max((sum(len(segment.ids) for segment in row.segments) for row in rows), default=0)
+    ids = torch.full((len(rows), width), pad_id)
+    segments = torch.zeros(len(rows), width, dtype=torch.long)
+    for index, row in enumerate(rows):
+        at = 0
+        for number, segment in enumerate(row.segments, start=1):
+            ids[index, at : at + len(segment.ids)] = torch.tensor(segment.ids)
+            segments[index, at : at + len(segment.ids)] = number
+            at += len(segment.ids)
+    return ids, segments

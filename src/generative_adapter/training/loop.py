@@ -1,0 +1,277 @@
+"""The training loop: steps, held-out evaluation, metrics, checkpoints, resume.
+
+Leaves out: reading recipes and building things from them (`run`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import AdamW
+
+from generative_adapter.base_model.loading import BaseModel
+from generative_adapter.base_model.prompts import start_ids
+from generative_adapter.checkpoint import GeneratorCheckpoint
+from generative_adapter.errors import TrainingError
+from generative_adapter.generator.generator import AdapterGenerator
+from generative_adapter.training.batches import OBJECTIVES, Batch, ContextItem, assemble, split
+from generative_adapter.training.objectives import count_labels, token_losses, weighted_loss
+from generative_adapter.training.recipe import TrainingRecipe
+from generative_adapter.training.sources import ContextSampler
+from generative_adapter.training.state import save_checkpoint
+
+logger = logging.getLogger(__name__)
+
+MAX_SKIPPED_IN_A_ROW = 10
+ProgressCallback = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved with every checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0
+    num_tokens: int = 0
+    num_computed_tokens: int = 0
+    num_skipped: int = 0
+    skipped_in_a_row: int = 0
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains one generator for one frozen base model.
+
+    Args:
+        recipe: the settings.
+        base: the frozen base model.
+        generator: the network that is trained, in float32 on the base's device.
+        sampler: where contexts come from.
+        describe: gives the checkpoint to write for the present state.
+        progress_callback: is given every line of metrics.
+    """
+
+    def __init__(
+        self,
+        recipe: TrainingRecipe,
+        base: BaseModel,
+        generator: AdapterGenerator,
+        sampler: ContextSampler,
+        describe: Callable[[Progress], GeneratorCheckpoint],
+        progress_callback: ProgressCallback | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.base = base
+        self.generator = generator
+        self.sampler = sampler
+        self.progress = Progress()
+        self._describe = describe
+        self._callback = progress_callback
+        self._output = Path(recipe.output)
+        self._start_ids = start_ids(base.tokenizer)
+        self._weights = {name: getattr(recipe, f"{name}_weight") for name in OBJECTIVES}
+        decayed = [p for p in generator.parameters() if p.ndim > 1]
+        others = [p for p in generator.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        first, second = recipe.adam_betas
+        self.optimizer = AdamW([group for group in groups if group["params"]], lr=0.0, betas=(first, second))
+
+    def run(self, max_seconds: float | None = None) -> str:
+        """Trains until `num_steps` are done or `max_seconds` have passed in this call; writes a checkpoint at the end.
+
+        Returns:
+            `finished` or `out_of_time`.
+
+        Raises:
+            TrainingError: after ten steps in a row whose loss or gradient was not finite.
+        """
+        recipe = self.recipe
+        started = last_checkpoint = time.monotonic()
+        before = self.progress.seconds
+        window = _Window()
+        while self.progress.step < recipe.num_steps:
+            if max_seconds is not None and time.monotonic() - started >= max_seconds:
+                self._checkpoint()
+                return "out_of_time"
+            metrics = self._step(self.progress.step)
+            self.progress.step += 1
+            self.progress.seconds = before + time.monotonic() - started
+            window.add(metrics)
+            done = self.progress.step == recipe.num_steps
+            if self.progress.step % recipe.log_steps == 0 or done:
+                self._log(window.line(self.progress, recipe))
+                window = _Window()
+            if done or (recipe.evaluation_steps and self.progress.step % recipe.evaluation_steps == 0):
+                self._log({"kind": "evaluation", "step": self.progress.step, **self.evaluate()})
+            if time.monotonic() - last_checkpoint >= recipe.checkpoint_seconds or done:
+                self._checkpoint()
+                last_checkpoint = time.monotonic()
+        return "finished"
+
+    def batches(self, items: Sequence[ContextItem]) -> list[Batch]:
+        """The passes of one step over these contexts."""
+        recipe = self.recipe
+        return [
+            assemble(
+                part,
+                pad_id=self.base.tokenizer.pad_token_id or 0,
+                start_ids=self._start_ids,
+                row_tokens=recipe.row_tokens,
+            )
+            for part in split(items, recipe.micro_batch_tokens)
+        ]
+
+    def _step(self, step: int) -> dict[str, float]:
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "data"):
+            batches = self.batches(self.sampler.step(step))
+            counts = count_labels(batches)
+        self.generator.train()
+        sums = dict.fromkeys(OBJECTIVES, 0.0)
+        total = 0.0
+        for batch in batches:
+            with _timed(seconds, "forward"):
+                result = token_losses(self.base, self.generator, batch)
+                loss = weighted_loss(result.losses, batch.objectives, counts, self._weights)
+            total += loss.item()
+            for index, name in enumerate(OBJECTIVES):
+                sums[name] += result.losses.detach()[batch.objectives == index].sum().item()
+            with _timed(seconds, "backward"):
+                if math.isfinite(total):
+                    loss.backward()
+        learning_rate = self.recipe.learning_rate_at(step)
+        with _timed(seconds, "optimizer"):
+            norm = torch.nn.utils.clip_grad_norm_(self.generator.parameters(), self.recipe.gradient_clip).item()
+            healthy = math.isfinite(total) and math.isfinite(norm)
+            if healthy:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = learning_rate
+                self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        real = sum(batch.num_real_tokens for batch in batches)
+        computed = sum(batch.num_computed_tokens for batch in batches)
+        self.progress.num_tokens += real
+        self.progress.num_computed_tokens += computed
+        self._note_health(healthy, step, total, norm)
+        losses = {f"{name}_loss": sums[name] / counts[name] for name in OBJECTIVES if counts[name]}
+        times = {f"{name}_seconds": value for name, value in seconds.items()}
+        return {
+            "loss": total,
+            "gradient_norm": norm,
+            "learning_rate": learning_rate,
+            "real_tokens": real,
+            "computed_tokens": computed,
+            **losses,
+            **times,
+        }
+
+    def _note_health(self, healthy: bool, step: int, loss: float, norm: float) -> None:
+        if healthy:
+            self.progress.skipped_in_a_row = 0
+            return
+        self.progress.num_skipped += 1
+        self.progress.skipped_in_a_row += 1
+        logger.warning("step %d skipped: loss %s, gradient norm %s", step, loss, norm)
+        if self.progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise TrainingError(
+                f"{MAX_SKIPPED_IN_A_ROW} steps in a row had a non-finite loss or gradient, the last is step {step} (loss "
+                f"{loss}, gradient norm {norm}); lower learning_rate or scale and resume from the last checkpoint"
+            )
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, Any]:
+        """Held-out losses of every source: perplexity of each objective, and the part of answers that are all right.
+
+        `answer_accuracy` counts answers of which every token is the likeliest one given the right tokens before it,
+        which is what greedy decoding would produce.
+        """
+        self.generator.eval()
+        report: dict[str, Any] = {}
+        for index, source in enumerate(self.recipe.sources):
+            items = self.sampler.held_out(index, self.recipe.evaluation_contexts)
+            if not items:
+                continue
+            sums = torch.zeros(len(OBJECTIVES))
+            counts = torch.zeros(len(OBJECTIVES))
+            right = asked = 0
+            for batch in self.batches(items):
+                result = token_losses(self.base, self.generator, batch)
+                sums.index_add_(0, batch.objectives, result.losses.cpu())
+                counts += torch.bincount(batch.objectives, minlength=len(OBJECTIVES))
+                wrong = torch.zeros(int(batch.segment_index.max()) + 1).index_add_(
+                    0, batch.segment_index, (~result.correct.cpu()).float()
+                )
+                answers = batch.segment_index[batch.objectives == OBJECTIVES.index("answer")].unique()
+                right += int((wrong[answers] == 0).sum())
+                asked += len(answers)
+            values: dict[str, Any] = {
+                f"{name}_perplexity": math.exp(min(50.0, (sums[i] / counts[i]).item()))
+                for i, name in enumerate(OBJECTIVES)
+                if counts[i]
+            }
+            if asked:
+                values |= {"answer_accuracy": right / asked, "num_answers": asked}
+            report[f"{index}-{source.kind}"] = values
+        self.progress.evaluations.append({"step": self.progress.step, **report})
+        return report
+
+    def _checkpoint(self) -> None:
+        path = save_checkpoint(self._output, self._describe(self.progress), self.optimizer, vars(self.progress))
+        logger.info("checkpoint %s", path)
+
+    def _log(self, line: dict[str, Any]) -> None:
+        self._output.mkdir(parents=True, exist_ok=True)
+        with (self._output / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._callback is not None:
+            self._callback(line)
+
+
+class _Window:
+    """Means over the steps since the last line of metrics."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, float]] = []
+        self._started = time.monotonic()
+
+    def add(self, metrics: dict[str, float]) -> None:
+        self._rows.append(metrics)
+
+    def line(self, progress: Progress, recipe: TrainingRecipe) -> dict[str, Any]:
+        """One line of metrics.jsonl."""
+        names = {name for row in self._rows for name in row if not name.endswith("_tokens")}
+        means = {
+            name: sum(row[name] for row in self._rows if name in row) / sum(name in row for row in self._rows)
+            for name in sorted(names)
+        }
+        elapsed = max(1e-9, time.monotonic() - self._started)
+        real = sum(row["real_tokens"] for row in self._rows)
+        left = (recipe.num_steps - progress.step) * progress.seconds / max(1, progress.step)
+        return {
+            "kind": "training",
+            "step": progress.step,
+            "num_steps": recipe.num_steps,
+            **means,
+            "tokens_per_second": real / elapsed,
+            "real_token_share": real / max(1, sum(row["computed_tokens"] for row in self._rows)),
+            "num_tokens": progress.num_tokens,
+            "num_skipped": progress.num_skipped,
+            "seconds": progress.seconds,
+            "seconds_left": left,
+        }
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started

@@ -1,0 +1,70 @@
+"""Losses of one pass: answers, and the paper's reconstruction and completion (eq. 5), all next-token predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from generative_adapter.base_model.loading import BaseModel
+from generative_adapter.base_model.prefix_pass import PassRows, prefix_logits, read_first_chunks
+from generative_adapter.generator.generator import AdapterGenerator
+from generative_adapter.training.batches import OBJECTIVES, Batch
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """What one pass gave, token by token, in the order of `Batch.labels`.
+
+    Attributes:
+        losses: -log P of each label, `[supervised]`, float32, with gradients.
+        correct: whether the label was the likeliest token, `[supervised]`.
+    """
+
+    losses: Tensor
+    correct: Tensor
+
+
+def token_losses(base: BaseModel, generator: AdapterGenerator, batch: Batch) -> TokenLosses:
+    """-log P(x_i | x_<i, Theta_base + Delta) of every supervised token, eq. (5), arXiv:2411.05877."""
+    rows, device = batch.rows, base.device
+    first = read_first_chunks(
+        base.model,
+        generator.layers,
+        batch.first_ids.to(device),
+        batch.first_segments.to(device),
+        rows.num_start_tokens,
+    )
+    moved = PassRows(
+        rows.input_ids.to(device),
+        rows.segments.to(device),
+        rows.reads.to(device),
+        rows.writers.to(device),
+        rows.supervised.to(device),
+        rows.num_start_tokens,
+    )
+    logits = prefix_logits(base.model, generator, first, moved, batch.membership.to(device)).float()
+    labels = batch.labels.to(device)
+    return TokenLosses(F.cross_entropy(logits, labels, reduction="none"), logits.detach().argmax(-1) == labels)
+
+
+def count_labels(batches: Sequence[Batch]) -> dict[str, int]:
+    """Supervised tokens of each objective in a step."""
+    counts = sum((torch.bincount(batch.objectives, minlength=len(OBJECTIVES)) for batch in batches), torch.tensor(0))
+    return dict(zip(OBJECTIVES, counts.tolist(), strict=True))
+
+
+def weighted_loss(losses: Tensor, objectives: Tensor, counts: Mapping[str, int], weights: Mapping[str, float]) -> Tensor:
+    """This pass's part of a step's loss: sum over objectives of weight * (mean over the step's tokens).
+
+    Args:
+        losses: `[supervised]`.
+        objectives: index into `OBJECTIVES`, `[supervised]`.
+        counts: supervised tokens of each objective in the whole step, so that the parts of all passes add up.
+        weights: weight of each objective.
+    """
+    scale = torch.tensor([weights[name] / max(1, counts[name]) for name in OBJECTIVES], device=losses.device)
+    return (losses * scale[objectives.to(losses.device)]).sum()

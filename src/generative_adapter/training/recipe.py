@@ -1,0 +1,193 @@
+"""A training run's settings, as a YAML file gives them (`configs/`). No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from generative_adapter.config import GeneratorConfig, PromptConfig, from_mapping, require
+from generative_adapter.errors import ConfigError
+
+SOURCE_KINDS = ("facts", "questions", "text")
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One kind of training context.
+
+    Attributes:
+        kind: `facts` (synthetic, made on the fly), `questions` (files of contexts with questions), `text` (files of
+            plain text: reconstruction and completion, eq. 5).
+        share: part of a step's contexts that come from here; shares are taken relative to their sum.
+        paths: files of `questions` and `text`.
+        num_facts: fewest and most facts in a context of `facts`.
+        num_questions: most questions asked about one context; a `facts` context never has more questions than facts.
+        context_tokens: fewest and most tokens of a context; longer ones are cut at a sentence or a token.
+        reconstruction: probability that a context of `facts` or `questions` is also to be reconstructed.
+        start_step: the source takes part from this step on.
+        held_out_share: part of the records, by hash of their context, that is kept for evaluation and never trained on.
+    """
+
+    kind: str
+    share: float = 1.0
+    paths: tuple[str, ...] = ()
+    num_facts: tuple[int, ...] = (4, 4)
+    num_questions: int = 4
+    context_tokens: tuple[int, ...] = (1, 512)
+    reconstruction: float = 0.0
+    start_step: int = 0
+    held_out_share: float = 0.02
+
+    def __post_init__(self) -> None:
+        require(self.kind in SOURCE_KINDS, f"source.kind must be one of {', '.join(SOURCE_KINDS)}, got {self.kind!r}")
+        require(self.share > 0, f"source.share must be positive, got {self.share}")
+        require(self.kind == "facts" or bool(self.paths), f"a source of kind {self.kind!r} needs paths")
+        for name, pair in (("num_facts", self.num_facts), ("context_tokens", self.context_tokens)):
+            require(
+                len(pair) == 2 and 0 < pair[0] <= pair[1],
+                f"source.{name} must be [fewest, most], both positive, got {list(pair)}",
+            )
+        require(self.num_questions > 0, f"source.num_questions must be positive, got {self.num_questions}")
+        require(0 <= self.reconstruction <= 1, f"source.reconstruction must lie in 0..1, got {self.reconstruction}")
+        require(0 <= self.held_out_share < 1, f"source.held_out_share must lie in [0, 1), got {self.held_out_share}")
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """Everything that decides a training run.
+
+    Attributes:
+        sources: where contexts come from.
+        output: folder of checkpoints and metrics.
+        base_model: `embedded`, a hub id, a folder or a GGUF file.
+        device: `auto` or a torch device.
+        dtype: number format of the frozen base model; the generator is always float32.
+        attention: the base model's attention kernel, `eager` or `sdpa`; eager is faster for short rows on a CPU.
+        generator: form of the generator.
+        prompt: wording of questions.
+        initial_generator: a generator file to start from.
+        seed: decides initial weights and the order of data.
+        num_steps: optimiser steps in all.
+        contexts_per_step: contexts in a global batch.
+        micro_batch_tokens: most tokens in one forward and backward pass, padding included; a step takes as many passes
+            as it needs, with the same gradient.
+        row_tokens: questions are packed into rows of at most this many tokens.
+        learning_rate: peak learning rate.
+        warmup_steps: steps of linear warm-up.
+        decay_share: last part of the run in which the learning rate falls linearly; 1 is the paper's schedule.
+        final_learning_rate: what it falls to, as a part of the peak.
+        weight_decay: AdamW's, on the projections.
+        adam_betas: AdamW's.
+        gradient_clip: largest global gradient norm.
+        answer_weight: weight of the answer loss (mean over answer tokens).
+        reconstruction_weight: weight of the reconstruction loss (mean over its tokens), eq. (5).
+        completion_weight: weight of the completion loss (mean over its tokens), eq. (5).
+        checkpoint_seconds: time between checkpoints.
+        evaluation_steps: steps between held-out evaluations; 0: none but the last.
+        evaluation_contexts: held-out contexts of each source in an evaluation.
+        log_steps: steps between lines in metrics.jsonl.
+    """
+
+    sources: tuple[SourceConfig, ...]
+    output: str
+    base_model: str = "embedded"
+    device: str = "auto"
+    dtype: str = "auto"
+    attention: str = "sdpa"
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    initial_generator: str | None = None
+    seed: int = 0
+    num_steps: int = 1000
+    contexts_per_step: int = 8
+    micro_batch_tokens: int = 16384
+    row_tokens: int = 128
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    decay_share: float = 1.0
+    final_learning_rate: float = 0.0
+    weight_decay: float = 0.01
+    adam_betas: tuple[float, ...] = (0.9, 0.999)
+    gradient_clip: float = 1.0
+    answer_weight: float = 1.0
+    reconstruction_weight: float = 1.0
+    completion_weight: float = 1.0
+    checkpoint_seconds: float = 180.0
+    evaluation_steps: int = 200
+    evaluation_contexts: int = 32
+    log_steps: int = 10
+
+    def __post_init__(self) -> None:
+        require(len(self.sources) > 0, "sources is empty; name at least one")
+        require(
+            any(source.start_step == 0 for source in self.sources), "no source has start_step 0: nothing to start with"
+        )
+        require(self.attention in ("eager", "sdpa"), f"attention must be eager or sdpa, got {self.attention!r}")
+        for name in ("num_steps", "contexts_per_step", "micro_batch_tokens", "row_tokens", "log_steps"):
+            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("warmup_steps", "evaluation_steps", "evaluation_contexts", "weight_decay", "seed"):
+            require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("learning_rate", "gradient_clip", "checkpoint_seconds"):
+            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        require(0 <= self.decay_share <= 1, f"decay_share must lie in 0..1, got {self.decay_share}")
+        require(len(self.adam_betas) == 2, f"adam_betas must be two numbers, got {list(self.adam_betas)}")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of step `step` (from 0): linear warm-up, constant, linear decay over the last `decay_share`."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        start = max(self.warmup_steps, round(self.num_steps * (1 - self.decay_share)))
+        if step < start:
+            return self.learning_rate
+        progress = (step - start) / max(1, self.num_steps - start)
+        return self.learning_rate * (1 - (1 - self.final_learning_rate) * min(1.0, progress))
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> TrainingRecipe:
+    """The recipe in a YAML file, with `a.b=value` overrides applied (list items by index: `sources.0.share=2`).
+
+    Raises:
+        ConfigError: for a missing file, broken YAML, an unknown setting or a wrong value.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"can't read the recipe {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings at the top")
+    for override in overrides:
+        _apply_override(values, override)
+    return from_mapping(TrainingRecipe, values)
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"an override must look like a.b=value, got {override!r}")
+    place: Any = values
+    parts = key.split(".")
+    for part in parts[:-1]:
+        if isinstance(place, list):
+            place = place[_list_index(part, place, override)]
+        else:
+            place = place.setdefault(part, {})
+        if not isinstance(place, (dict, list)):
+            raise ConfigError(f"override {override!r}: {part!r} holds no settings")
+    value = yaml.safe_load(text)
+    if isinstance(place, list):
+        place[_list_index(parts[-1], place, override)] = value
+    else:
+        place[parts[-1]] = value
+
+
+def _list_index(part: str, place: list[Any], override: str) -> int:
+    if not part.isdigit() or int(part) >= len(place):
+        raise ConfigError(f"override {override!r}: {part!r} must be an index below {len(place)}")
+    return int(part)

@@ -1,0 +1,149 @@
+"""Runs a recipe from start to end: what `genadapter train` calls."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from dataclasses import replace as with_changes
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from generative_adapter.base_model.loading import BaseModel, load_base_model
+from generative_adapter.checkpoint import (
+    GeneratorCheckpoint,
+    build_generator,
+    load_weights,
+    read_generator_info,
+    save_generator,
+)
+from generative_adapter.config import to_mapping
+from generative_adapter.errors import CheckpointError, TrainingError
+from generative_adapter.generator.storage import write_json
+from generative_adapter.training.loop import Progress, Trainer
+from generative_adapter.training.recipe import TrainingRecipe, load_recipe
+from generative_adapter.training.sources import ContextSampler
+from generative_adapter.training.state import list_checkpoints, load_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run ended.
+
+    Attributes:
+        status: `finished` or `out_of_time`.
+        step: steps done in all.
+        seconds: training time in all, resumed parts included.
+        num_tokens: real tokens seen.
+        real_token_share: part of the computed tokens that weren't padding.
+        num_skipped: steps skipped for a non-finite loss or gradient.
+        generator: path of the generator as it stands.
+        evaluation: the last held-out evaluation.
+    """
+
+    status: str
+    step: int
+    seconds: float
+    num_tokens: int
+    real_token_share: float
+    num_skipped: int
+    generator: str
+    evaluation: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain JSON values."""
+        return asdict(self)
+
+
+def run_training(
+    config_path: Path,
+    overrides: Sequence[str] = (),
+    max_seconds: float | None = None,
+    resume: bool = False,
+    output: Path | None = None,
+    progress: Callable[[Mapping[str, Any]], None] | None = None,
+) -> TrainingResult:
+    """Trains as a recipe says and writes `<output>/generator.safetensors`.
+
+    Args:
+        config_path: a YAML recipe.
+        overrides: `a.b=value` settings laid over it.
+        max_seconds: stop after this time, with a checkpoint to resume from.
+        resume: go on from the newest checkpoint in the output folder.
+        output: folder of the run, over the recipe's.
+        progress: is given every line of metrics.
+
+    Raises:
+        ConfigError: when the recipe is wrong.
+        TrainingError: when the output folder holds a run and `resume` isn't set, or training can't go on.
+        CheckpointError: when there is nothing to resume from, or it is damaged.
+    """
+    recipe = load_recipe(config_path, overrides)
+    if output is not None:
+        recipe = with_changes(recipe, output=str(output))
+    folder = Path(recipe.output)
+    checkpoints = list_checkpoints(folder)
+    if checkpoints and not resume:
+        raise TrainingError(f"{folder} holds a run already ({checkpoints[-1].name}); pass --resume or another --output")
+    if resume and not checkpoints:
+        raise CheckpointError(f"nothing to resume from: no complete checkpoint in {folder}")
+    base = load_base_model(recipe.base_model, device=recipe.device, dtype=recipe.dtype)
+    trainer = make_trainer(recipe, base, progress)
+    if checkpoints:
+        saved = load_checkpoint(checkpoints[-1], trainer.generator, trainer.optimizer)
+        trainer.progress = Progress(**saved)
+        logger.info("resumed from %s", checkpoints[-1])
+    write_json(folder / "recipe.json", to_mapping(recipe))
+    status = trainer.run(max_seconds)
+    done = trainer.progress
+    path = folder / "generator.safetensors"
+    save_generator(path, describe(recipe, base, trainer, done))
+    return TrainingResult(
+        status,
+        done.step,
+        done.seconds,
+        done.num_tokens,
+        done.num_tokens / max(1, done.num_computed_tokens),
+        done.num_skipped,
+        str(path),
+        done.evaluations[-1] if done.evaluations else {},
+    )
+
+
+def make_trainer(
+    recipe: TrainingRecipe, base: BaseModel, progress: Callable[[Mapping[str, Any]], None] | None = None
+) -> Trainer:
+    """A trainer at step 0, with the recipe's initial weights.
+
+    Raises:
+        CheckpointError: when the recipe's `initial_generator` doesn't fit.
+    """
+    torch.manual_seed(recipe.seed)
+    base.model.set_attn_implementation(recipe.attention)
+    generator = build_generator(recipe.generator, base)
+    if recipe.initial_generator is not None:
+        read_generator_info(recipe.initial_generator)
+        load_weights(generator, load_file(recipe.initial_generator), recipe.initial_generator)
+    sampler = ContextSampler(recipe, base.tokenizer)
+    trainer = Trainer(recipe, base, generator, sampler, lambda done: describe(recipe, base, trainer, done), progress)
+    return trainer
+
+
+def describe(recipe: TrainingRecipe, base: BaseModel, trainer: Trainer, done: Progress) -> GeneratorCheckpoint:
+    """The generator as it stands, with what it was trained on."""
+    training = {
+        "recipe": to_mapping(recipe),
+        "step": done.step,
+        "seconds": done.seconds,
+        "num_tokens": done.num_tokens,
+        "evaluations": done.evaluations[-5:],
+        "torch": torch.__version__,
+    }
+    return GeneratorCheckpoint(
+        trainer.generator, recipe.generator, recipe.prompt, base.name, base.fingerprint, training
+    )

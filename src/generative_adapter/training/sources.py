@@ -1,0 +1,182 @@
+"""Where training contexts come from: synthetic facts, records with questions, plain text.
+
+Every context is a function of (seed, step, index), so a resumed run sees what an uninterrupted one would. A part of
+each file's records, chosen by hash, is held out for evaluation. Leaves out: laying contexts out as rows (`batches`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from generative_adapter.base_model.prompts import answer_ids, context_chunks, question_ids, start_ids
+from generative_adapter.data.facts import sample_facts_record
+from generative_adapter.data.records import Record, read_records
+from generative_adapter.errors import DataError
+from generative_adapter.training.batches import ContextItem, Segment
+from generative_adapter.training.recipe import SourceConfig, TrainingRecipe
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
+
+
+class ContextSampler:
+    """Draws the contexts of each step, tokenised, from a recipe's sources."""
+
+    def __init__(self, recipe: TrainingRecipe, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.recipe = recipe
+        self.tokenizer = tokenizer
+        self._records = [self._load(source) for source in recipe.sources]
+
+    def step(self, step: int) -> list[ContextItem]:
+        """The contexts of optimiser step `step`, `contexts_per_step` of them."""
+        items = []
+        size = self.recipe.contexts_per_step
+        for index in range(step * size, (step + 1) * size):
+            source, number = self._locate(index, step)
+            items.append(self._draw(source, number, random.Random(f"{self.recipe.seed}/{source}/{number}"), False))
+        return items
+
+    def held_out(self, source: int, count: int) -> list[ContextItem]:
+        """Contexts of a source for evaluation: held-out names, templates and attributes, or held-out records."""
+        if self.recipe.sources[source].kind != "facts":
+            count = min(count, len(self._records[source][1]))
+        return [self._draw(source, n, random.Random(f"held-out/{source}/{n}"), True) for n in range(count)]
+
+    def _locate(self, index: int, step: int) -> tuple[int, int]:
+        """Source of the index-th context of the run, among those that take part at that step, and its number there."""
+        shares = [source.share if step >= source.start_step else 0.0 for source in self.recipe.sources]
+        point = (index * 0.6180339887498949) % 1.0 * sum(shares)  # golden-ratio sequence: meets every share evenly
+        for source, share in enumerate(shares):
+            if point < share:
+                return source, index
+            point -= share
+        return max(i for i, share in enumerate(shares) if share), index
+
+    def _load(self, source: SourceConfig) -> tuple[list[Record], list[Record]]:
+        train: list[Record] = []
+        held_out: list[Record] = []
+        for path in source.paths:
+            for record in read_records(Path(path)):
+                if source.kind == "questions" and not record.questions:
+                    continue
+                digest = int.from_bytes(hashlib.sha256(record.context.encode("utf-8", "replace")).digest()[:4], "big")
+                (held_out if digest / 2**32 < source.held_out_share else train).append(record)
+        if source.kind != "facts" and not train:
+            raise DataError(f"no usable record in {', '.join(source.paths)} for a source of kind {source.kind!r}")
+        return train, held_out
+
+    def _draw(self, source: int, number: int, rng: random.Random, held_out: bool) -> ContextItem:
+        config = self.recipe.sources[source]
+        if config.kind == "facts":
+            record = sample_facts_record(
+                rng,
+                num_facts=rng.randint(*config.num_facts),
+                num_questions=config.num_questions,
+                split="held_out" if held_out else "train",
+            )
+            return self.record_item(record, rng, config)
+        records = self._records[source][1 if held_out else 0]
+        if held_out:
+            record = records[number]
+        else:
+            epoch, place = divmod(number, len(records))
+            record = records[_permuted(place, len(records), f"{self.recipe.seed}/{source}/{epoch}")]
+        if config.kind == "text":
+            return self._text_item(record, rng, config)
+        return self.record_item(_window(record, rng, config, self.tokenizer), rng, config)
+
+    def record_item(self, record: Record, rng: random.Random, config: SourceConfig) -> ContextItem:
+        """A context with questions about it: answers, and with some probability its reconstruction."""
+        generator, prompt = self.recipe.generator, self.recipe.prompt
+        chunks = context_chunks(self.tokenizer, record.context, generator.chunk_tokens)
+        questions = list(record.questions)
+        rng.shuffle(questions)
+        segments = []
+        for question in questions[: config.num_questions]:
+            asked = question_ids(self.tokenizer, prompt, question.question)
+            answer = answer_ids(self.tokenizer, prompt, question.answers[0])
+            segments.append(Segment((*asked, *answer), len(asked), len(chunks), "answer"))
+        if rng.random() < config.reconstruction or not segments:
+            segments += self._reconstructions(chunks)
+        return ContextItem(tuple(map(tuple, chunks)), tuple(segments))
+
+    def _text_item(self, record: Record, rng: random.Random, config: SourceConfig) -> ContextItem:
+        """A window of plain text for eq. (5): every prefix reconstructs its last chunk and completes the next."""
+        wanted = rng.randint(*config.context_tokens)
+        room = max(0, len(record.context) - wanted * 6)
+        begin = rng.randint(0, room)
+        chunk_tokens = self.recipe.generator.chunk_tokens
+        chunks = context_chunks(self.tokenizer, record.context[begin : begin + wanted * 8] or record.context, 1 << 30)
+        ids = chunks[0][:wanted]
+        start = tuple(start_ids(self.tokenizer))
+        if len(ids) > chunk_tokens:
+            pieces = [tuple(ids[at : at + chunk_tokens]) for at in range(0, len(ids), chunk_tokens)]
+            return ContextItem(tuple(pieces), tuple(self._reconstructions(pieces)), completion=True)
+        cut = max(1, len(ids) * 2 // 3)
+        segments = self._reconstructions([ids[:cut]])
+        if len(ids) - cut > 1:
+            segments.append(Segment((*start, *ids[cut:]), max(1, len(start)), 1, "completion"))
+        return ContextItem((tuple(ids[:cut]),), tuple(segments))
+
+    def _reconstructions(self, chunks: Sequence[Sequence[int]]) -> list[Segment]:
+        start = tuple(start_ids(self.tokenizer))
+        return [
+            Segment((*start, *chunk), max(1, len(start)), level, "reconstruction")
+            for level, chunk in enumerate(chunks, start=1)
+            if len(start) + len(chunk) > 1
+        ]
+
+
+def _permuted(place: int, size: int, key: str) -> int:
+    """The place-th element of a pseudo-random permutation of range(size), by cycle walking over a Feistel network."""
+    half_bits = max(1, (max(1, size - 1).bit_length() + 1) // 2)
+    mask = (1 << half_bits) - 1
+    value = place
+    while True:
+        left, right = value >> half_bits, value & mask
+        for turn in range(4):
+            digest = hashlib.blake2b(f"{key}/{turn}/{right}".encode(), digest_size=8).digest()
+            left, right = right, left ^ (int.from_bytes(digest, "big") & mask)
+        value = left << half_bits | right
+        if value < size:
+            return value
+
+
+def _sentences(text: str) -> Iterator[tuple[int, int]]:
+    """Start and end of each sentence or line of a text."""
+    start = 0
+    for match in _SENTENCE_END.finditer(text):
+        if match.start() > start:
+            yield start, match.start()
+        start = match.end()
+    if start < len(text):
+        yield start, len(text)
+
+
+def _window(record: Record, rng: random.Random, config: SourceConfig, tokenizer: PreTrainedTokenizerBase) -> Record:
+    """A run of whole sentences around one answer, of a random length within `context_tokens`, with its questions."""
+    fewest, most = config.context_tokens
+    wanted = rng.randint(fewest, most)
+    spans = list(_sentences(record.context))
+    anchor = rng.choice(record.questions).answers[0]
+    found = record.context.find(anchor)
+    first = next((i for i, (_, end) in enumerate(spans) if found < end), 0) if found >= 0 else 0
+    last = first
+    while True:
+        grown = [(first - 1, last)] * (first > 0) + [(first, last + 1)] * (last + 1 < len(spans))
+        if not grown:
+            break
+        candidate = rng.choice(grown)
+        text = record.context[spans[candidate[0]][0] : spans[candidate[1]][1]]
+        if len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) > wanted:
+            break
+        first, last = candidate
+    text = record.context[spans[first][0] : spans[last][1]]
+    whole = (first, last) == (0, len(spans) - 1)
+    questions = tuple(q for q in record.questions if whole or any(answer in text for answer in q.answers))
+    return Record(text, questions, record.source)

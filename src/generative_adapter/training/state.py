@@ -1,0 +1,102 @@
+"""Checkpoints of a training run: a folder each, complete or absent, safetensors and JSON only.
+
+A checkpoint is written to a temporary folder, flushed and renamed, so a kill at any moment leaves the one before it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from generative_adapter.checkpoint import GeneratorCheckpoint, load_weights, save_generator
+from generative_adapter.errors import CheckpointError
+from generative_adapter.generator.generator import AdapterGenerator
+from generative_adapter.generator.storage import write_json, write_safetensors
+
+_PREFIX = "checkpoint-"
+
+
+def save_checkpoint(
+    output: Path, checkpoint: GeneratorCheckpoint, optimizer: Optimizer, progress: Mapping[str, Any], keep: int = 2
+) -> Path:
+    """Writes `output/checkpoint-<step>` and removes all but the newest `keep`.
+
+    Args:
+        output: folder of the run.
+        checkpoint: the generator, written in float32.
+        optimizer: its per-parameter tensors are written.
+        progress: JSON values; `step` is the number of steps done.
+    """
+    final = output / f"{_PREFIX}{progress['step']:08d}"
+    temporary = output / f".{final.name}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        save_generator(temporary / "generator.safetensors", checkpoint)
+        write_safetensors(temporary / "optimizer.safetensors", _optimizer_tensors(checkpoint.generator, optimizer), {})
+        write_json(temporary / "progress.json", dict(progress))
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in list_checkpoints(output)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def list_checkpoints(output: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    return sorted(path for path in output.glob(f"{_PREFIX}*") if (path / "progress.json").is_file())
+
+
+def load_checkpoint(path: Path, generator: AdapterGenerator, optimizer: Optimizer) -> dict[str, Any]:
+    """Puts a checkpoint's weights and optimiser state in place.
+
+    Returns:
+        The `progress` it was saved with.
+
+    Raises:
+        CheckpointError: when it is damaged or belongs to a generator of another form.
+    """
+    try:
+        weights = load_file(path / "generator.safetensors")
+        states = load_file(path / "optimizer.safetensors")
+        progress = json.loads((path / "progress.json").read_text(encoding="utf-8"))
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} can't be resumed from: {error}; remove it to resume from the one before") from error
+    load_weights(generator, weights, str(path))
+    for name, parameter in _named_parameters(generator).items():
+        prefix = f"{name}/"
+        values = {key[len(prefix) :]: value for key, value in states.items() if key.startswith(prefix)}
+        if not values:
+            raise CheckpointError(f"{path}: no optimiser state for {name}")
+        optimizer.state[parameter] = {
+            key: value if key == "step" else value.to(parameter.device) for key, value in values.items()
+        }
+    return progress
+
+
+def _named_parameters(generator: AdapterGenerator) -> dict[str, nn.Parameter]:
+    return {
+        f"{target.name}.{name}": parameter
+        for target in generator.targets
+        for name, parameter in generator[target.name].named_parameters()
+    }
+
+
+def _optimizer_tensors(generator: AdapterGenerator, optimizer: Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}/{key}": value
+        for name, parameter in _named_parameters(generator).items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
