@@ -1,0 +1,71 @@
+"""Generative Adapter: context in, weights out.
+
+A text becomes a low-rank adapter of a frozen language model in one forward pass (arXiv:2411.05877):
+
+    from generative_adapter import GenerativeAdapter
+
+    model = GenerativeAdapter.from_pretrained()
+    memory = model.contextualize("The visitor badges at Kestrel Point are lilac.")
+    print(model.generate("What colour are the visitor badges at Kestrel Point?", memory))
+
+Everything public is named below; torch and transformers are imported when a name is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "GenerativeAdapter": "contextualizer",
+    "Answer": "contextualizer",
+    "ContextMemory": "generator.memory",
+    "DocumentEntry": "generator.memory",
+    "LowRankAdapter": "generator.low_rank",
+    "LowRankFactors": "generator.low_rank",
+    "AdapterGenerator": "generator.generator",
+    "BaseModel": "base_model.loading",
+    "load_base_model": "base_model.loading",
+    "inject": "base_model.inject",
+    "merge": "base_model.inject",
+    "GeneratorCheckpoint": "checkpoint",
+    "load_generator": "checkpoint",
+    "save_generator": "checkpoint",
+    "GeneratorConfig": "config",
+    "PromptConfig": "config",
+    "run_training": "training.run",
+}
+
+__all__ = sorted([*_HOMES, "__version__"])
+
+if TYPE_CHECKING:
+    from generative_adapter.base_model.inject import inject as inject
+    from generative_adapter.base_model.inject import merge as merge
+    from generative_adapter.base_model.loading import BaseModel as BaseModel
+    from generative_adapter.base_model.loading import load_base_model as load_base_model
+    from generative_adapter.checkpoint import GeneratorCheckpoint as GeneratorCheckpoint
+    from generative_adapter.checkpoint import load_generator as load_generator
+    from generative_adapter.checkpoint import save_generator as save_generator
+    from generative_adapter.config import GeneratorConfig as GeneratorConfig
+    from generative_adapter.config import PromptConfig as PromptConfig
+    from generative_adapter.contextualizer import Answer as Answer
+    from generative_adapter.contextualizer import GenerativeAdapter as GenerativeAdapter
+    from generative_adapter.generator.generator import AdapterGenerator as AdapterGenerator
+    from generative_adapter.generator.low_rank import LowRankAdapter as LowRankAdapter
+    from generative_adapter.generator.low_rank import LowRankFactors as LowRankFactors
+    from generative_adapter.generator.memory import ContextMemory as ContextMemory
+    from generative_adapter.generator.memory import DocumentEntry as DocumentEntry
+    from generative_adapter.training.run import run_training as run_training
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported from where it lives."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -26,6 +26,7 @@ from generative_adapter.generator.storage import write_safetensors
 
 GENERATOR_FORMAT = "generative-adapter-generator"
 _VERSION = 1
+_HEADER_KEYS = {"generator", "prompt", "base_name", "base_fingerprint", "training"}
 
 
 @dataclass(frozen=True)
@@ -213,4 +214,7 @@ def _read_header(path: Path) -> dict[str, Any]:
         header = json.loads(metadata["settings"])
     except (KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: its settings are damaged: {error}") from error
+    missing = _HEADER_KEYS - (header.keys() if isinstance(header, dict) else set())
+    if missing:
+        raise CheckpointError(f"{path}: its settings are damaged: {', '.join(sorted(missing))} missing")
     return header

@@ -102,7 +102,7 @@ class PromptConfig:
         question: closed-book and adapter prompt, with `{question}`; special tokens such as `<|im_start|>` are read as
             such. None: the tokenizer's chat template with the question as the user's message, or the paper's
             "Question: ... / Answer:" (Figure 7) where there is no template.
-        context: full-context prompt text, with `{context}` and `{question}`, put in the place of the question (Figure 7).
+        context: full-context prompt text, with `{context}` and `{question}`, put in the question's place (Figure 7).
         end: text that ends an answer; None: the tokenizer's end-of-sequence token.
     """
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +22,12 @@ from generative_adapter.base_model.prompts import (
     context_chunks,
     context_question,
     end_ids,
+    pad_id,
     question_ids,
     start_ids,
 )
 from generative_adapter.checkpoint import GeneratorCheckpoint, load_generator, read_generator_info, shipped_generator
-from generative_adapter.errors import AdapterError, ConfigError
+from generative_adapter.errors import ConfigError
 from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.generator.low_rank import LowRankAdapter
 from generative_adapter.generator.memory import ContextMemory, DocumentEntry, text_digest
@@ -153,6 +155,7 @@ class GenerativeAdapter:
             DataError: when the memory doesn't hold the text, or holds it as part of a stream.
             FingerprintMismatchError: when another generator wrote `memory`.
         """
+        memory.check_generator(self.generator_fingerprint)
         return memory - self.contextualize(text)
 
     def adapter(self, memory: ContextMemory) -> LowRankAdapter:
@@ -200,7 +203,8 @@ class GenerativeAdapter:
             max_new_tokens: longest answer in tokens.
 
         Raises:
-            ConfigError: when both memories and contexts are given, their numbers don't fit, or a question is empty.
+            ConfigError: when both memories and contexts are given, their numbers don't fit, a question is empty, or
+                `max_new_tokens` is not positive.
             FingerprintMismatchError: when another generator wrote a memory.
         """
         if memories is not None and contexts is not None:
@@ -227,7 +231,8 @@ class GenerativeAdapter:
         A conversation of one question is put as `answer` puts it, in the generator's own wording.
 
         Raises:
-            ConfigError: when there is no message, or the tokenizer has no chat template and there are several.
+            ConfigError: when there is no message, the tokenizer has no chat template and there are several, or
+                `max_new_tokens` is not positive.
             FingerprintMismatchError: when another generator wrote `memory`.
         """
         tokenizer = self.base.tokenizer
@@ -260,16 +265,20 @@ class GenerativeAdapter:
                 yield
             return
         if len(memories) != rows:
-            raise AdapterError(f"{rows} questions need one memory for all or one each, got {len(memories)}")
+            raise ConfigError(f"{rows} questions need one memory for all or one each, got {len(memories)}")
         made = {id(memory): self.adapter(memory) for memory in memories}
         with inject(self.base.model, [made[id(memory)] for memory in memories]):
             yield
 
     @torch.no_grad()
     def _generate(self, prompts: list[list[int]], max_new_tokens: int, end: list[int]) -> list[Answer]:
+        if max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         tokenizer, device = self.base.tokenizer, self.base.device
+        own_ends = self.base.model.generation_config.eos_token_id  # several where turns end otherwise than texts
+        ends = {*end[-1:], *(own_ends if isinstance(own_ends, list) else [own_ends])} - {None}
         width = max(map(len, prompts))
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        pad = pad_id(tokenizer)
         ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
         output = self.base.model.generate(  # type: ignore[operator]
@@ -282,11 +291,11 @@ class GenerativeAdapter:
             top_p=None,
             top_k=None,
             pad_token_id=pad,
-            eos_token_id=end[-1] if end else tokenizer.eos_token_id,
+            eos_token_id=sorted(ends) or None,
         )
         answers = []
         for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True):
-            stop = row.index(end[-1]) + 1 if end and end[-1] in row else len(row)
-            text = tokenizer.decode(row[:stop], skip_special_tokens=True).strip()
-            answers.append(Answer(text, len(prompt), stop))
+            stop = next((number for number, token in enumerate(row, start=1) if token in ends), len(row))
+            text: Any = tokenizer.decode(row[:stop], skip_special_tokens=True)
+            answers.append(Answer(text.strip(), len(prompt), stop))
         return answers

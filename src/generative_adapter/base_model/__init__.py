@@ -1,0 +1,1 @@
+"""The one place that knows Hugging Face models: loading, targets, hidden states in, adapters out."""

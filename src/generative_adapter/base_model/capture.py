@@ -18,7 +18,7 @@ from generative_adapter.errors import BaseModelError
 
 @contextmanager
 def on_block_inputs(model: nn.Module, layers: Iterable[int], callback: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """While open, calls `callback(layer, hidden)` just before block `layer` runs, with its input `[batch, tokens, d_h]`.
+    """While open, calls `callback(layer, hidden)` before block `layer` runs, with its input `[batch, tokens, d_h]`.
 
     Eq. (1): the hidden states that enter block l, H^(l-1), make the adapter of block l.
     """

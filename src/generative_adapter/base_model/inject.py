@@ -93,7 +93,9 @@ def find_linear(model: nn.Module, name: str) -> nn.Module:
     try:
         module = model.get_submodule(name)
     except AttributeError as error:
-        raise AdapterError(f"{type(model).__name__} has no layer {name!r}; the adapter was made for another base model") from error
+        raise AdapterError(
+            f"{type(model).__name__} has no layer {name!r}; the adapter was made for another base model"
+        ) from error
     if linear_shape(module) is None:
         raise AdapterError(f"{name!r} of {type(model).__name__} is a {type(module).__name__}, not a linear layer")
     return module
@@ -133,7 +135,9 @@ def _row_update(model: nn.Module, name: str, rows: Sequence[LowRankAdapter | Non
 
     def update(inputs: Tensor) -> Tensor:
         if inputs.shape[0] != len(rows):
-            raise AdapterError(f"{len(rows)} adapters were injected, the batch has {inputs.shape[0]} rows; give one a row")
+            raise AdapterError(
+                f"{len(rows)} adapters were injected, the batch has {inputs.shape[0]} rows; give one a row"
+            )
         return (inputs @ down.mT) @ up.mT
 
     return update

@@ -56,7 +56,7 @@ def read_first_chunks(
     with on_block_inputs(model, layers, captured.__setitem__):
         getattr(model, "base_model", model)(
             input_ids=input_ids,
-            attention_mask=attention_mask(segments, next(model.parameters()).dtype),
+            attention_mask=attention_mask(model, segments),
             position_ids=segment_positions(segments),
             use_cache=False,
         )
@@ -95,7 +95,7 @@ class PassRows:
 def prefix_logits(
     model: nn.Module,
     generator: AdapterGenerator,
-    first_chunks: FirstChunks,
+    first_chunks: Sequence[FirstChunks],
     rows: PassRows,
     membership: Tensor,
 ) -> Tensor:
@@ -104,10 +104,10 @@ def prefix_logits(
     Args:
         model: the frozen base model.
         generator: gets gradients.
-        first_chunks: captured first chunks; followed by the writers of `rows` they are the written chunks.
+        first_chunks: captured first chunks, in groups; followed by the writers of `rows` they are the written chunks.
         rows: the rows to run.
-        membership: 1 where a written chunk is part of a prefix, `[prefixes, written chunks]`; S = membership @ increments
-            is the sum of eq. (3) for all prefixes at once.
+        membership: 1 where a written chunk is part of a prefix, `[prefixes, written chunks]`; S = membership @
+            increments is the sum of eq. (3) for all prefixes at once.
     """
     by_layer: dict[int, list[str]] = {}
     for target in generator.targets:
@@ -121,7 +121,8 @@ def prefix_logits(
         polar = polar.to(dtype)
         return torch.cat([polar, polar.new_zeros(1, *polar.shape[1:])]) if plain else polar
 
-    first = generator.write(first_chunks.hidden, first_chunks.mask)
+    groups = [generator.write(group.hidden, group.mask) for group in first_chunks]
+    first = {target.name: torch.cat([group[target.name] for group in groups]) for target in generator.targets}
     normalized: dict[str, Tensor] = {}
     if not len(rows.writers):  # everything is known beforehand: one normalisation for all targets
         states = torch.einsum("pw,twij->tpij", membership, torch.stack(list(first.values())))
@@ -146,11 +147,25 @@ def prefix_logits(
     ):
         output = model(
             input_ids=rows.input_ids,
-            attention_mask=attention_mask(rows.segments, dtype),
+            attention_mask=attention_mask(model, rows.segments),
             position_ids=segment_positions(rows.segments),
             use_cache=False,
         )
     return output.logits
+
+
+@contextmanager
+def attention_kernel(model: nn.Module, name: str | None) -> Iterator[None]:
+    """While open, the model attends with another kernel (`eager`, `sdpa`); None leaves its own."""
+    own: Any = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    if name is None or name == own or own is None:
+        yield
+        return
+    model.set_attn_implementation(name)  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(own)  # type: ignore[operator]
 
 
 def segment_positions(segments: Tensor) -> Tensor:
@@ -161,14 +176,26 @@ def segment_positions(segments: Tensor) -> Tensor:
     return index - torch.where(starts, index, 0).cummax(dim=1).values
 
 
-def attention_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive causal mask within segments, `[rows, 1, tokens, tokens]`; padding attends to padding."""
+def attention_mask(model: nn.Module, segments: Tensor) -> Tensor | None:
+    """Additive causal mask within segments, `[rows, 1, tokens, tokens]`; padding attends to padding.
+
+    None where a segment may outgrow the model's attention window: one mask would be taken for windowed and full blocks
+    alike, so Transformers makes its own, which keep segments apart since positions restart with each.
+    """
+    config: Any = model.config
+    config = config.get_text_config()
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    if any(window is not None and window < segments.shape[1] for window in windows):
+        return None
+    dtype = next(model.parameters()).dtype
     same = segments.unsqueeze(2) == segments.unsqueeze(1)
     causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool, device=segments.device).tril()
     blocked = ~(same & causal)
-    return torch.zeros(blocked.shape, dtype=dtype, device=segments.device).masked_fill_(
-        blocked, torch.finfo(dtype).min
-    ).unsqueeze(1)
+    return (
+        torch.zeros(blocked.shape, dtype=dtype, device=segments.device)
+        .masked_fill_(blocked, torch.finfo(dtype).min)
+        .unsqueeze(1)
+    )
 
 
 @contextmanager

@@ -5,6 +5,8 @@ Leaves out: tensors and batches. Every list is plain Python integers.
 
 from __future__ import annotations
 
+import re
+import uuid
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -18,8 +20,14 @@ def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
     Every chunk starts with it, since models trained with one park attention on it; it is not written to memory.
     """
-    begin = tokenizer.bos_token_id
+    begin: Any = tokenizer.bos_token_id
     return [begin] if begin is not None and tokenizer("a")["input_ids"][0] == begin else []
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token id of padding; 0 where the tokenizer has none, since padding is masked anyway."""
+    identity: Any = tokenizer.pad_token_id
+    return identity if isinstance(identity, int) else 0
 
 
 def context_chunks(tokenizer: PreTrainedTokenizerBase, text: str, chunk_tokens: int) -> list[list[int]]:
@@ -28,48 +36,69 @@ def context_chunks(tokenizer: PreTrainedTokenizerBase, text: str, chunk_tokens: 
     Special tokens in the text are read as plain text, so a document can't end a turn.
 
     Raises:
-        EmptyContextError: when the text holds nothing but white space.
+        EmptyContextError: when the text holds nothing but white space, or nothing the tokenizer knows.
     """
-    if not text.strip():
+    ids = _encode(tokenizer, text, plain=True) if text.strip() else []
+    if not ids:
         raise EmptyContextError("the context is empty: it holds no text to make an adapter from")
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     return [ids[start : start + chunk_tokens] for start in range(0, len(ids), chunk_tokens)]
 
 
 def question_ids(tokenizer: PreTrainedTokenizerBase, prompt: PromptConfig, question: str) -> list[int]:
-    """Token ids of the prompt that puts a question, up to where the answer starts."""
+    """Token ids of the prompt that puts a question, up to where the answer starts.
+
+    Special tokens in the question are read as plain text, so a question can't end its turn.
+    """
     if prompt.question is None and tokenizer.chat_template:
         return chat_ids(tokenizer, [{"role": "user", "content": question}])
     template = prompt.question or "Question: {question}\n\nAnswer:"
     before, after = template.split("{question}", 1)
-    encode = lambda text, plain: tokenizer(text, add_special_tokens=False, split_special_tokens=plain)["input_ids"]  # noqa: E731
-    if not tokenizer.all_special_tokens or not any(token in question for token in tokenizer.all_special_tokens):
-        return start_ids(tokenizer) + encode(before + question + after, False)
-    return start_ids(tokenizer) + encode(before, False) + encode(question, True) + encode(after, False)
+    if not _holds_special_tokens(tokenizer, question):
+        return start_ids(tokenizer) + _encode(tokenizer, before + question + after)
+    inner = _encode(tokenizer, question, plain=True)
+    return start_ids(tokenizer) + _encode(tokenizer, before) + inner + _encode(tokenizer, after)
 
 
 def chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
-    """Token ids of a conversation in the tokenizer's chat template, up to where the assistant's turn starts."""
-    text: Any = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    """Token ids of a conversation in the tokenizer's chat template, up to where the assistant's turn starts.
+
+    Special tokens in a message are read as plain text: the template is filled with a mark in its place, and the message
+    is put there when both have been tokenised.
+    """
+    marked: dict[str, str] = {}
+    filled = []
+    for message in messages:
+        if _holds_special_tokens(tokenizer, message["content"]):
+            mark = uuid.uuid4().hex
+            marked[mark] = message["content"]
+            message = {**message, "content": mark}
+        filled.append(message)
+    text: Any = tokenizer.apply_chat_template(filled, tokenize=False, add_generation_prompt=True)
+    pieces = re.split(f"({'|'.join(marked)})", text) if marked else [text]
+    ids: list[int] = []
+    for piece in pieces:
+        ids += _encode(tokenizer, marked.get(piece, piece), plain=piece in marked)
+    return ids
 
 
 def context_question(prompt: PromptConfig, context: str, question: str) -> str:
     """The text that puts a question with the whole context before it (Figure 7 of the paper)."""
-    return prompt.context.replace("{question}", question).replace("{context}", context)
+    values = {"{context}": context, "{question}": question}
+    return re.sub(r"\{context\}|\{question\}", lambda match: values[match[0]], prompt.context)
 
 
 def answer_ids(tokenizer: PreTrainedTokenizerBase, prompt: PromptConfig, answer: str) -> list[int]:
     """Token ids of an answer as the model is to produce it, with the token that ends it."""
     spaced = answer if _template_ends_turn(tokenizer, prompt) else " " + answer
-    return tokenizer(spaced, add_special_tokens=False, split_special_tokens=True)["input_ids"] + end_ids(tokenizer, prompt)
+    return _encode(tokenizer, spaced, plain=True) + end_ids(tokenizer, prompt)
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase, prompt: PromptConfig) -> list[int]:
     """Token ids that end an answer."""
     if prompt.end is not None:
-        return tokenizer(prompt.end, add_special_tokens=False)["input_ids"]
-    return [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+        return _encode(tokenizer, prompt.end)
+    end: Any = tokenizer.eos_token_id
+    return [end] if end is not None else []
 
 
 def _template_ends_turn(tokenizer: PreTrainedTokenizerBase, prompt: PromptConfig) -> bool:
@@ -78,3 +107,14 @@ def _template_ends_turn(tokenizer: PreTrainedTokenizerBase, prompt: PromptConfig
         return bool(tokenizer.chat_template)
     after = prompt.question.split("{question}", 1)[1]
     return not after or after[-1].isspace() or after.endswith(">")
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str, *, plain: bool = False) -> list[int]:
+    """Token ids of a text alone; with `plain`, special tokens in it are read letter by letter."""
+    ids: Any = tokenizer(text, add_special_tokens=False, split_special_tokens=plain, verbose=False)["input_ids"]
+    return ids
+
+
+def _holds_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether a text, read as it is, would give special tokens; no list of a tokenizer's names them all."""
+    return _encode(tokenizer, text) != _encode(tokenizer, text, plain=True)

@@ -1,7 +1,7 @@
 """Finds the Transformer blocks and the target linears of any decoder-only Hugging Face model.
 
-Works from the module tree alone: the blocks are the longest `nn.ModuleList` of equal modules, a target is a linear
-inside each block, found by role or by name. Leaves out: any list of supported model classes.
+Works from the module tree alone: the blocks are the longest `nn.ModuleList` of equal modules that is not inside another
+one, a target is a linear inside each block, found by role or by name. Leaves out: any list of supported model classes.
 """
 
 from __future__ import annotations
@@ -54,12 +54,14 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
             continue
         if not any(linear_shape(inner) for inner in module[0].modules()):
             continue
+        if best is not None and path.startswith(best[0] + "."):  # a list inside a block, such as its experts
+            continue
         if best is None or len(module) > len(best[1]):
             best = (path, module)
     if best is None:
         raise UnsupportedArchitectureError(
-            f"no Transformer blocks found in {type(model).__name__}: looked for an nn.ModuleList of modules of one class "
-            "that hold linear layers; pass a decoder-only causal language model"
+            f"no Transformer blocks found in {type(model).__name__}: looked for an nn.ModuleList of modules of one "
+            "class that hold linear layers; pass a decoder-only causal language model"
         )
     return best
 

@@ -66,7 +66,7 @@ def record_and_facts(
         style = rng.choices(names, [STYLES[name][0] for name in names])[0]
     if style not in STYLES:
         raise ConfigError(f"unknown style {style!r} of the synthetic facts; expected one of {', '.join(STYLES)}")
-    facts = sample_facts(rng, num_facts, side, with_narrator=style == "narrator")
+    facts = sample_facts(rng, num_facts, side, style == "narrator", style == "canonical")
     if rng.random() < 0.6:
         rng.shuffle(facts)
     context = STYLES[style][1](rng, facts, side)
@@ -77,7 +77,7 @@ def record_and_facts(
     while len(questions) < wanted:
         order = rng.sample(facts, len(facts))[: wanted - len(questions)]
         avoid = [item.question for item in questions]
-        questions += [question(rng, fact, side.templates, avoid) for fact in order]
+        questions += [question(rng, fact, side.templates, avoid, style == "canonical") for fact in order]
         asked += order
     return Record(context=context, questions=tuple(questions), source="facts"), asked
 

@@ -7,6 +7,9 @@
     key_value     "Name: ..." blocks               narrator      somebody writes about themselves and others
     table         Markdown or comma-separated
 
+    canonical     one wording for all facts, "The home town of X is Y."; for the first steps of a training run, and
+                  never drawn unless it is asked for
+
 Leaves out: which facts there are (`facts_sampling.py`) and how one is worded (`facts_wording.py`).
 """
 
@@ -18,6 +21,7 @@ from collections.abc import Callable, Sequence
 from generative_adapter.data.facts_sampling import Entity, Fact, Side
 from generative_adapter.data.facts_vocabulary import vocabulary
 from generative_adapter.data.facts_wording import (
+    canonical_statement,
     capitalized,
     first_person_statement,
     joined_statement,
@@ -194,6 +198,10 @@ def _narrator(rng: random.Random, facts: Sequence[Fact], side: Side) -> str:
     return separator.join(_with_fillers(rng, _sentences(rng, facts, side), 0.4))
 
 
+def _canonical(rng: random.Random, facts: Sequence[Fact], side: Side) -> str:
+    return " ".join(canonical_statement(fact, side.templates) for fact in facts)
+
+
 STYLES: dict[str, tuple[int, Callable[[random.Random, Sequence[Fact], Side], str]]] = {
     "plain": (6, _plain),
     "filled": (3, _filled),
@@ -206,5 +214,6 @@ STYLES: dict[str, tuple[int, Callable[[random.Random, Sequence[Fact], Side], str
     "chat": (2, _chat),
     "document": (2, _document),
     "narrator": (2, _narrator),
+    "canonical": (0, _canonical),
 }
 WITHOUT_TEMPLATES = ("key_value", "table")  # no statement wording, so not part of splits that hold wordings out

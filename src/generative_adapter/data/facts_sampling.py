@@ -152,7 +152,9 @@ class _Sampler:
             self.add(entity, attribute)
 
 
-def sample_facts(rng: random.Random, num_facts: int, side: Side, with_narrator: bool = False) -> list[Fact]:
+def sample_facts(
+    rng: random.Random, num_facts: int, side: Side, with_narrator: bool = False, distinct_attributes: bool = False
+) -> list[Fact]:
     """Returns `num_facts` facts about which no two questions can be mixed up.
 
     Args:
@@ -160,6 +162,7 @@ def sample_facts(rng: random.Random, num_facts: int, side: Side, with_narrator: 
         num_facts: at least 1.
         side: what is held out.
         with_narrator: at least half of the facts, as far as there are attributes, are about the one who tells them.
+        distinct_attributes: no attribute appears twice, so that it alone tells the facts apart.
 
     Raises:
         ConfigError: `num_facts` is below 1, or the vocabulary has no more values for so many facts.
@@ -177,7 +180,9 @@ def sample_facts(rng: random.Random, num_facts: int, side: Side, with_narrator: 
     fruitless = 0
     while len(sampler.facts) < num_facts:
         before = len(sampler.facts)
-        sampler.group(rng.choices(possible, weights)[0], num_facts - before)
+        sampler.group(rng.choices(possible, weights)[0], 1 if distinct_attributes else num_facts - before)
+        if distinct_attributes and len({fact.attribute.label for fact in sampler.facts}) < len(sampler.facts):
+            sampler.facts.pop()
         fruitless = fruitless + 1 if len(sampler.facts) == before else 0
         if fruitless > MAX_TRIES:
             raise ConfigError(f"no room for {num_facts} distinct facts in one record; ask for at most {before}")

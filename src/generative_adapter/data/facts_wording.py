@@ -71,6 +71,12 @@ def statement(rng: random.Random, fact: Fact, held_out: bool, forms: dict[str, s
     return _fill(rng.choice(choices), _forms(fact.entity.name), fact)
 
 
+def canonical_statement(fact: Fact, held_out: bool) -> str:
+    """Returns the fact in the one wording that most attributes share: "The home town of X is Y."."""
+    templates = fact.attribute.templates[held_out]
+    return _fill((templates.generic_statements or templates.statements)[-1], _forms(fact.entity.name), fact)
+
+
 def first_person_statement(rng: random.Random, fact: Fact, held_out: bool) -> str | None:
     """Returns the fact as its entity would say it ("I play the oboe."), or None where nobody would."""
     templates = fact.attribute.templates[held_out].first_person
@@ -95,13 +101,15 @@ def joined_statement(rng: random.Random, first: Fact, second: Fact, held_out: bo
     return f"{one} {two}"
 
 
-def question(rng: random.Random, fact: Fact, held_out: bool, avoid: Sequence[str] = ()) -> Question:
+def question(
+    rng: random.Random, fact: Fact, held_out: bool, avoid: Sequence[str] = (), canonical: bool = False
+) -> Question:
     """Returns a question about the fact, worded unlike those in `avoid` where possible.
 
     The first answer is the value as the context writes it; the others add an article.
     """
-    text = _question_text(rng, fact, held_out)
-    for _ in range(10):
+    text = _canonical_question(fact, held_out) if canonical else _question_text(rng, fact, held_out)
+    for _ in range(0 if canonical else 10):
         if text not in avoid:
             break
         text = _question_text(rng, fact, held_out)
@@ -112,6 +120,12 @@ def question(rng: random.Random, fact: Fact, held_out: bool, avoid: Sequence[str
     elif fact.value.startswith("the "):
         answers.append(fact.value[len("the ") :])
     return Question(text, tuple(answers))
+
+
+def _canonical_question(fact: Fact, held_out: bool) -> str:
+    templates = fact.attribute.templates[held_out]
+    choices = templates.generic_questions[1:2] or templates.questions
+    return capitalized(choices[0].format(**_forms(fact.entity.name), label=fact.attribute.label))
 
 
 def _question_text(rng: random.Random, fact: Fact, held_out: bool) -> str:

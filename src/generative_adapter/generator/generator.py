@@ -51,6 +51,7 @@ class TargetGenerator(nn.Module):
         self.scale = scale
         self.normalization = normalization
         self.value_shift = value_shift
+        self.backward_dtype = torch.float32
         self.norm_weight = nn.Parameter(torch.ones(hidden_size)) if hidden_norm else None
         self.value_proj = nn.Parameter(torch.empty(state_dim, hidden_size))
         self.key_proj = nn.Parameter(torch.empty(state_dim, hidden_size))
@@ -89,7 +90,7 @@ class TargetGenerator(nn.Module):
 
     def normalize(self, state: Tensor) -> Tensor:
         """norm(S), eqs. (6)-(8), for states `[..., d_r, d_r]`."""
-        return normalize(state, self.normalization, self.rank)
+        return normalize(state, self.normalization, self.rank, self.backward_dtype)
 
     def read(self, inputs: Tensor, normalized: Tensor) -> Tensor:
         """The update's output scale * A1 norm(S) B2 x, eq. (6), arXiv:2411.05877.
@@ -119,11 +120,14 @@ class AdapterGenerator(nn.Module):
         targets: the adapted linear layers.
         hidden_size: d_h, width of the base model's hidden states.
         state_dim: d_r.
-        rank: r.
+        rank: r; None: the same as `state_dim`. Only `svd` can have a smaller one.
         scale: factor on the generated update.
         normalization: `svd`, `frobenius` or `newton_schulz`.
         hidden_norm: learned RMSNorm on the hidden states.
         value_shift: how many tokens later than its key a value is taken.
+
+    Raises:
+        ConfigError: when there is no target, or the settings don't fit one another.
     """
 
     def __init__(
@@ -132,7 +136,7 @@ class AdapterGenerator(nn.Module):
         hidden_size: int,
         *,
         state_dim: int = 128,
-        rank: int = 128,
+        rank: int | None = None,
         scale: float = 1 / 16,
         normalization: str = "newton_schulz",
         hidden_norm: bool = True,
@@ -141,6 +145,10 @@ class AdapterGenerator(nn.Module):
         super().__init__()
         if not targets:
             raise ConfigError("an AdapterGenerator needs at least one target layer, got none")
+        rank = state_dim if rank is None else rank
+        GeneratorConfig(  # refuses what does not fit
+            state_dim=state_dim, rank=rank, scale=scale, normalization=normalization, value_shift=value_shift
+        )
         self.targets = tuple(targets)
         self.hidden_size = hidden_size
         self.state_dim = state_dim
@@ -161,9 +169,7 @@ class AdapterGenerator(nn.Module):
         )
 
     @classmethod
-    def from_config(
-        cls, config: GeneratorConfig, targets: Sequence[TargetShape], hidden_size: int
-    ) -> AdapterGenerator:
+    def from_config(cls, config: GeneratorConfig, targets: Sequence[TargetShape], hidden_size: int) -> AdapterGenerator:
         """A new, untrained generator of the form `config` describes."""
         return cls(
             targets,

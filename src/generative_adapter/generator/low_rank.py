@@ -15,7 +15,7 @@ from torch import Tensor
 from generative_adapter.errors import AdapterError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LowRankFactors:
     """The update `up @ down` of one target layer, eq. (9), arXiv:2411.05877.
 
@@ -30,7 +30,8 @@ class LowRankFactors:
     def __post_init__(self) -> None:
         if self.down.ndim != 2 or self.up.ndim != 2 or self.up.shape[1] != self.down.shape[0]:
             raise AdapterError(
-                f"low-rank factors must be [r, d_in] and [d_out, r], got {tuple(self.down.shape)} and {tuple(self.up.shape)}"
+                f"low-rank factors must be [r, d_in] and [d_out, r], got {tuple(self.down.shape)} and "
+                f"{tuple(self.up.shape)}"
             )
 
     @property

@@ -47,7 +47,7 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ContextMemory:
     """The additive memory of a generator; a value, so every operation gives a new one.
 
@@ -104,8 +104,8 @@ class ContextMemory:
 
         Raises:
             FingerprintMismatchError: when another generator or base model wrote `other`.
-            DataError: when a document of `other` isn't held, or was streamed or is followed by a streamed one, so that
-                its part can't be told from the rest.
+            DataError: when a document of `other` isn't held, or was streamed (here or in `other`) or is followed by a
+                streamed one, so that its part can't be told from the rest.
         """
         self._check_kin(other)
         left = list(self.documents)
@@ -113,9 +113,11 @@ class ContextMemory:
             same = [i for i, held in enumerate(left) if held.sha256 == document.sha256]
             if not same:
                 held = ", ".join(repr(entry.name) for entry in left) or "nothing"
-                raise DataError(f"the memory does not hold {document.name!r}, so it can't be forgotten; it holds {held}")
-            index = next((i for i in same if not left[i].streamed), same[0])
-            if left[index].streamed or any(entry.streamed for entry in left[index + 1 :]):
+                raise DataError(
+                    f"the memory does not hold {document.name!r}, so it can't be forgotten; it holds {held}"
+                )
+            index = next((i for i in reversed(same) if not left[i].streamed), same[0])
+            if document.streamed or left[index].streamed or any(entry.streamed for entry in left[index + 1 :]):
                 raise DataError(
                     f"{document.name!r} can't be forgotten: it was read as part of a stream, so later text was read "
                     "under its influence; read documents separately and add their memories instead"
@@ -160,7 +162,7 @@ class ContextMemory:
                     raise CheckpointError(f"{path} is not a memory: its format is {metadata.get('format')!r}")
                 if metadata.get("version") != str(_VERSION):
                     raise CheckpointError(
-                        f"{path} is a memory of version {metadata.get('version')}, this release reads version {_VERSION}"
+                        f"{path} is a memory of version {metadata.get('version')}, this release reads {_VERSION}"
                     )
                 states = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             memory = cls(
@@ -180,8 +182,8 @@ class ContextMemory:
         """Raises FingerprintMismatchError unless the generator of that fingerprint wrote this memory."""
         if fingerprint != self.generator_fingerprint:
             raise FingerprintMismatchError(
-                f"{what} was written by generator {self.generator_fingerprint}, not by {fingerprint}; load that generator, "
-                "or read the context again with this one"
+                f"{what} was written by generator {self.generator_fingerprint}, not by {fingerprint}; load that "
+                "generator, or read the context again with this one"
             )
 
     def _check_kin(self, other: ContextMemory) -> None:

@@ -1,0 +1,1 @@
+"""Training a generator: recipes, contexts, one parallel pass, the loop, checkpoints."""

@@ -7,6 +7,8 @@ shared rows with the others that read the same prefix. Leaves out: where context
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,8 +64,8 @@ class Batch:
     """One forward and backward pass.
 
     Attributes:
-        first_ids: first chunks with their begin-of-sequence tokens, packed, `[first rows, tokens]`.
-        first_segments: 1, 2, ... for the chunk a token belongs to, 0 for padding, `[first rows, tokens]`.
+        first: the first chunks in groups of like length: their ids with begin-of-sequence tokens, several to a row
+            `[rows, tokens]`, and 1, 2, ... for the chunk a token belongs to, 0 for padding, `[rows, tokens]`.
         rows: the rows with gradients.
         membership: `[prefixes, written chunks]`.
         labels: token ids to predict at `rows.supervised`, row-major, `[supervised]`.
@@ -74,8 +76,7 @@ class Batch:
         num_computed_tokens: tokens that are computed.
     """
 
-    first_ids: Tensor
-    first_segments: Tensor
+    first: tuple[tuple[Tensor, Tensor], ...]
     rows: PassRows
     membership: Tensor
     labels: Tensor
@@ -96,9 +97,7 @@ class _Row:
     writes: int | None = None
 
 
-def assemble(
-    items: Sequence[ContextItem], *, pad_id: int, start_ids: Sequence[int], row_tokens: int
-) -> Batch:
+def assemble(items: Sequence[ContextItem], *, pad_id: int, start_ids: Sequence[int], row_tokens: int) -> Batch:
     """Lays contexts out as one pass.
 
     Args:
@@ -112,13 +111,24 @@ def assemble(
     """
     start = tuple(start_ids)
     sizes = [len(start) + len(item.chunks[0]) for item in items]
-    packed = pack(range(len(items)), sizes.__getitem__, best_capacity([sizes], max(row_tokens, max(sizes))))
-    first_rows = [_Row(-1, -1, tuple(Segment(start + items[i].chunks[0], 1, 0, "") for i in row)) for row in packed]
-    written = {(i, 1): index for index, i in enumerate(i for row in packed for i in row)}
+    packed: list[list[list[int]]] = []
+    for _, alike in itertools.groupby(
+        sorted(range(len(items)), key=sizes.__getitem__), lambda i: _size_class(sizes[i])
+    ):
+        members = list(alike)
+        lengths = [sizes[i] for i in members]
+        packed.append(pack(members, sizes.__getitem__, best_capacity([lengths], max(row_tokens, *lengths))))
+    first = tuple(
+        _pad([_Row(-1, -1, tuple(Segment(start + items[i].chunks[0], 1, 0, "") for i in row)) for row in group], pad_id)
+        for group in packed
+    )
+    written = {(i, 1): index for index, i in enumerate(i for group in packed for row in group for i in row)}
     prefixes: dict[tuple[int, int], int] = {}
     rows: list[_Row] = []
     for i, item in enumerate(items):
         deepest = max([segment.level for segment in item.segments], default=1)
+        if item.completion:  # the last chunk is completed under all chunks before it
+            deepest = max(deepest, len(item.chunks) - 1)
         for level in range(1, len(item.chunks)):  # row of chunk level + 1, under the prefix of `level` chunks
             writes = level + 1 <= deepest
             if writes or item.completion:
@@ -133,6 +143,7 @@ def assemble(
             by_prefix.setdefault((i, segment.level), []).append(segment)
     if by_prefix:
         capacity = best_capacity([[len(s.ids) for s in wanted] for wanted in by_prefix.values()], row_tokens)
+        capacity = max([capacity, *(len(row.segments[0].ids) for row in rows)])  # rows of chunks set the width
         for (i, level), wanted in by_prefix.items():
             prefix = prefixes.setdefault((i, level), len(prefixes))
             rows += [_Row(i, prefix, tuple(row)) for row in pack(wanted, lambda s: len(s.ids), capacity)]
@@ -141,13 +152,22 @@ def assemble(
         for chunk_number in range(1, level + 1):
             membership[prefix, written[i, chunk_number]] = 1
     writers = [index for index, row in enumerate(rows) if row.writes is not None]
-    return _tensors(first_rows, rows, writers, membership, pad_id, len(start))
+    return _tensors(first, rows, writers, membership, pad_id, len(start))
+
+
+def _size_class(num_tokens: int) -> int:
+    """Chunks of one class are packed together: up to 128 tokens, up to 512, up to 2,048, ..."""
+    return max(0, math.ceil(math.log(num_tokens / 128, 4)))
 
 
 def _tensors(
-    first_rows: list[_Row], rows: list[_Row], writers: list[int], membership: Tensor, pad_id: int, num_start_tokens: int
+    first: tuple[tuple[Tensor, Tensor], ...],
+    rows: list[_Row],
+    writers: list[int],
+    membership: Tensor,
+    pad_id: int,
+    num_start_tokens: int,
 ) -> Batch:
-    first_ids, first_segments = _pad(first_rows, pad_id)
     input_ids, segments = _pad(rows, pad_id)
     supervised = torch.zeros(input_ids.shape, dtype=torch.bool)
     labels: list[int] = []
@@ -169,7 +189,9 @@ def _tensors(
                 number += 1
             at += size
     if not labels:
-        raise TrainingError("no context of this batch has anything to predict: no question, reconstruction or completion")
+        raise TrainingError(
+            "no context of this batch has anything to predict: no question, reconstruction or completion"
+        )
     pass_rows = PassRows(
         input_ids,
         segments,
@@ -179,16 +201,15 @@ def _tensors(
         num_start_tokens,
     )
     return Batch(
-        first_ids,
-        first_segments,
+        first,
         pass_rows,
         membership,
         torch.tensor(labels),
         torch.tensor(kinds),
         torch.tensor(owners),
         torch.tensor(numbers),
-        num_real_tokens=int((segments > 0).sum()) + int((first_segments > 0).sum()),
-        num_computed_tokens=segments.numel() + first_segments.numel(),
+        num_real_tokens=int((segments > 0).sum()) + sum(int((inner > 0).sum()) for _, inner in first),
+        num_computed_tokens=segments.numel() + sum(inner.numel() for _, inner in first),
     )
 
 

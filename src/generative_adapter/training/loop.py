@@ -5,7 +5,6 @@ Leaves out: reading recipes and building things from them (`run`).
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -19,11 +18,12 @@ import torch
 from torch.optim import AdamW
 
 from generative_adapter.base_model.loading import BaseModel
-from generative_adapter.base_model.prompts import start_ids
+from generative_adapter.base_model.prompts import pad_id, start_ids
 from generative_adapter.checkpoint import GeneratorCheckpoint
 from generative_adapter.errors import TrainingError
 from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.training.batches import OBJECTIVES, Batch, ContextItem, assemble, split
+from generative_adapter.training.metrics import append_line, finite_values, mean_values
 from generative_adapter.training.objectives import count_labels, token_losses, weighted_loss
 from generative_adapter.training.recipe import TrainingRecipe
 from generative_adapter.training.sources import ContextSampler
@@ -32,6 +32,7 @@ from generative_adapter.training.state import save_checkpoint
 logger = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 10
+METRICS_FILE = "metrics.jsonl"
 ProgressCallback = Callable[[Mapping[str, Any]], None]
 
 
@@ -46,6 +47,7 @@ class Progress:
     num_skipped: int = 0
     skipped_in_a_row: int = 0
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    recent: list[dict[str, float]] = field(default_factory=list)  # steps since the last line of metrics
 
 
 class Trainer:
@@ -97,19 +99,17 @@ class Trainer:
         recipe = self.recipe
         started = last_checkpoint = time.monotonic()
         before = self.progress.seconds
-        window = _Window()
         while self.progress.step < recipe.num_steps:
             if max_seconds is not None and time.monotonic() - started >= max_seconds:
                 self._checkpoint()
                 return "out_of_time"
-            metrics = self._step(self.progress.step)
+            self.progress.recent.append(finite_values(self._step(self.progress.step)))
             self.progress.step += 1
             self.progress.seconds = before + time.monotonic() - started
-            window.add(metrics)
             done = self.progress.step == recipe.num_steps
             if self.progress.step % recipe.log_steps == 0 or done:
-                self._log(window.line(self.progress, recipe))
-                window = _Window()
+                self._log(self._training_line())
+                self.progress.recent = []
             if done or (recipe.evaluation_steps and self.progress.step % recipe.evaluation_steps == 0):
                 self._log({"kind": "evaluation", "step": self.progress.step, **self.evaluate()})
             if time.monotonic() - last_checkpoint >= recipe.checkpoint_seconds or done:
@@ -123,7 +123,7 @@ class Trainer:
         return [
             assemble(
                 part,
-                pad_id=self.base.tokenizer.pad_token_id or 0,
+                pad_id=pad_id(self.base.tokenizer),
                 start_ids=self._start_ids,
                 row_tokens=recipe.row_tokens,
             )
@@ -131,6 +131,7 @@ class Trainer:
         ]
 
     def _step(self, step: int) -> dict[str, float]:
+        started = time.perf_counter()
         seconds: dict[str, float] = {}
         with _timed(seconds, "data"):
             batches = self.batches(self.sampler.step(step))
@@ -140,7 +141,7 @@ class Trainer:
         total = 0.0
         for batch in batches:
             with _timed(seconds, "forward"):
-                result = token_losses(self.base, self.generator, batch)
+                result = token_losses(self.base, self.generator, batch, self.recipe.attention)
                 loss = weighted_loss(result.losses, batch.objectives, counts, self._weights)
             total += loss.item()
             for index, name in enumerate(OBJECTIVES):
@@ -172,6 +173,7 @@ class Trainer:
             "computed_tokens": computed,
             **losses,
             **times,
+            "step_seconds": time.perf_counter() - started,
         }
 
     def _note_health(self, healthy: bool, step: int, loss: float, norm: float) -> None:
@@ -183,8 +185,8 @@ class Trainer:
         logger.warning("step %d skipped: loss %s, gradient norm %s", step, loss, norm)
         if self.progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise TrainingError(
-                f"{MAX_SKIPPED_IN_A_ROW} steps in a row had a non-finite loss or gradient, the last is step {step} (loss "
-                f"{loss}, gradient norm {norm}); lower learning_rate or scale and resume from the last checkpoint"
+                f"{MAX_SKIPPED_IN_A_ROW} steps in a row had a non-finite loss or gradient, the last is step {step} "
+                f"(loss {loss}, gradient norm {norm}); lower learning_rate or scale and resume from the last checkpoint"
             )
 
     @torch.no_grad()
@@ -204,7 +206,7 @@ class Trainer:
             counts = torch.zeros(len(OBJECTIVES))
             right = asked = 0
             for batch in self.batches(items):
-                result = token_losses(self.base, self.generator, batch)
+                result = token_losses(self.base, self.generator, batch, self.recipe.attention)
                 sums.index_add_(0, batch.objectives, result.losses.cpu())
                 counts += torch.bincount(batch.objectives, minlength=len(OBJECTIVES))
                 wrong = torch.zeros(int(batch.segment_index.max()) + 1).index_add_(
@@ -228,46 +230,23 @@ class Trainer:
         path = save_checkpoint(self._output, self._describe(self.progress), self.optimizer, vars(self.progress))
         logger.info("checkpoint %s", path)
 
-    def _log(self, line: dict[str, Any]) -> None:
-        self._output.mkdir(parents=True, exist_ok=True)
-        with (self._output / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        if self._callback is not None:
-            self._callback(line)
-
-
-class _Window:
-    """Means over the steps since the last line of metrics."""
-
-    def __init__(self) -> None:
-        self._rows: list[dict[str, float]] = []
-        self._started = time.monotonic()
-
-    def add(self, metrics: dict[str, float]) -> None:
-        self._rows.append(metrics)
-
-    def line(self, progress: Progress, recipe: TrainingRecipe) -> dict[str, Any]:
-        """One line of metrics.jsonl."""
-        names = {name for row in self._rows for name in row if not name.endswith("_tokens")}
-        means = {
-            name: sum(row[name] for row in self._rows if name in row) / sum(name in row for row in self._rows)
-            for name in sorted(names)
-        }
-        elapsed = max(1e-9, time.monotonic() - self._started)
-        real = sum(row["real_tokens"] for row in self._rows)
-        left = (recipe.num_steps - progress.step) * progress.seconds / max(1, progress.step)
+    def _training_line(self) -> dict[str, Any]:
+        done = self.progress
         return {
             "kind": "training",
-            "step": progress.step,
-            "num_steps": recipe.num_steps,
-            **means,
-            "tokens_per_second": real / elapsed,
-            "real_token_share": real / max(1, sum(row["computed_tokens"] for row in self._rows)),
-            "num_tokens": progress.num_tokens,
-            "num_skipped": progress.num_skipped,
-            "seconds": progress.seconds,
-            "seconds_left": left,
+            "step": done.step,
+            "num_steps": self.recipe.num_steps,
+            **mean_values(done.recent),
+            "num_tokens": done.num_tokens,
+            "num_skipped": done.num_skipped,
+            "seconds": done.seconds,
+            "seconds_left": (self.recipe.num_steps - done.step) * done.seconds / max(1, done.step),
         }
+
+    def _log(self, line: dict[str, Any]) -> None:
+        append_line(self._output / METRICS_FILE, line)
+        if self._callback is not None:
+            self._callback(line)
 
 
 @contextmanager

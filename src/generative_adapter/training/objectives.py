@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from generative_adapter.base_model.loading import BaseModel
-from generative_adapter.base_model.prefix_pass import PassRows, prefix_logits, read_first_chunks
+from generative_adapter.base_model.prefix_pass import PassRows, attention_kernel, prefix_logits, read_first_chunks
 from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.training.batches import OBJECTIVES, Batch
 
@@ -28,16 +28,22 @@ class TokenLosses:
     correct: Tensor
 
 
-def token_losses(base: BaseModel, generator: AdapterGenerator, batch: Batch) -> TokenLosses:
-    """-log P(x_i | x_<i, Theta_base + Delta) of every supervised token, eq. (5), arXiv:2411.05877."""
+def token_losses(
+    base: BaseModel, generator: AdapterGenerator, batch: Batch, attention: str | None = None
+) -> TokenLosses:
+    """-log P(x_i | x_<i, Theta_base + Delta) of every supervised token, eq. (5), arXiv:2411.05877.
+
+    Args:
+        base: the frozen base model.
+        generator: gets gradients.
+        batch: the pass.
+        attention: attention kernel of the rows with gradients, `eager` or `sdpa`; None: the model's own.
+    """
     rows, device = batch.rows, base.device
-    first = read_first_chunks(
-        base.model,
-        generator.layers,
-        batch.first_ids.to(device),
-        batch.first_segments.to(device),
-        rows.num_start_tokens,
-    )
+    first = [
+        read_first_chunks(base.model, generator.layers, ids.to(device), segments.to(device), rows.num_start_tokens)
+        for ids, segments in batch.first
+    ]
     moved = PassRows(
         rows.input_ids.to(device),
         rows.segments.to(device),
@@ -46,7 +52,8 @@ def token_losses(base: BaseModel, generator: AdapterGenerator, batch: Batch) -> 
         rows.supervised.to(device),
         rows.num_start_tokens,
     )
-    logits = prefix_logits(base.model, generator, first, moved, batch.membership.to(device)).float()
+    with attention_kernel(base.model, attention):
+        logits = prefix_logits(base.model, generator, first, moved, batch.membership.to(device)).float()
     labels = batch.labels.to(device)
     return TokenLosses(F.cross_entropy(logits, labels, reduction="none"), logits.detach().argmax(-1) == labels)
 
@@ -57,7 +64,9 @@ def count_labels(batches: Sequence[Batch]) -> dict[str, int]:
     return dict(zip(OBJECTIVES, counts.tolist(), strict=True))
 
 
-def weighted_loss(losses: Tensor, objectives: Tensor, counts: Mapping[str, int], weights: Mapping[str, float]) -> Tensor:
+def weighted_loss(
+    losses: Tensor, objectives: Tensor, counts: Mapping[str, int], weights: Mapping[str, float]
+) -> Tensor:
     """This pass's part of a step's loss: sum over objectives of weight * (mean over the step's tokens).
 
     Args:

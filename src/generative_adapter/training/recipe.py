@@ -25,6 +25,7 @@ class SourceConfig:
         share: part of a step's contexts that come from here; shares are taken relative to their sum.
         paths: files of `questions` and `text`.
         num_facts: fewest and most facts in a context of `facts`.
+        style: arrangement of the text of `facts` (`plain`, `chat`, ...); None: all, at random.
         num_questions: most questions asked about one context; a `facts` context never has more questions than facts.
         context_tokens: fewest and most tokens of a context; longer ones are cut at a sentence or a token.
         reconstruction: probability that a context of `facts` or `questions` is also to be reconstructed.
@@ -36,6 +37,7 @@ class SourceConfig:
     share: float = 1.0
     paths: tuple[str, ...] = ()
     num_facts: tuple[int, ...] = (4, 4)
+    style: str | None = None
     num_questions: int = 4
     context_tokens: tuple[int, ...] = (1, 512)
     reconstruction: float = 0.0
@@ -66,15 +68,18 @@ class TrainingRecipe:
         base_model: `embedded`, a hub id, a folder or a GGUF file.
         device: `auto` or a torch device.
         dtype: number format of the frozen base model; the generator is always float32.
-        attention: the base model's attention kernel, `eager` or `sdpa`; eager is faster for short rows on a CPU.
+        attention: attention kernel of the rows with gradients, `eager` or `sdpa`; eager is faster for short rows on a
+            CPU.
         generator: form of the generator.
         prompt: wording of questions.
         initial_generator: a generator file to start from.
+        normalization_backward: number format of the backward of `newton_schulz`, `float32` (exact) or `bfloat16`
+            (faster).
         seed: decides initial weights and the order of data.
         num_steps: optimiser steps in all.
         contexts_per_step: contexts in a global batch.
-        micro_batch_tokens: most tokens in one forward and backward pass, padding included; a step takes as many passes
-            as it needs, with the same gradient.
+        micro_batch_tokens: most tokens in one forward and backward pass, padding not counted; a step takes as many
+            passes as it needs, with the same gradient.
         row_tokens: questions are packed into rows of at most this many tokens.
         learning_rate: peak learning rate.
         warmup_steps: steps of linear warm-up.
@@ -101,6 +106,7 @@ class TrainingRecipe:
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     initial_generator: str | None = None
+    normalization_backward: str = "float32"
     seed: int = 0
     num_steps: int = 1000
     contexts_per_step: int = 8
@@ -125,6 +131,10 @@ class TrainingRecipe:
         require(len(self.sources) > 0, "sources is empty; name at least one")
         require(
             any(source.start_step == 0 for source in self.sources), "no source has start_step 0: nothing to start with"
+        )
+        require(
+            self.normalization_backward in ("float32", "bfloat16"),
+            f"normalization_backward must be float32 or bfloat16, got {self.normalization_backward!r}",
         )
         require(self.attention in ("eager", "sdpa"), f"attention must be eager or sdpa, got {self.attention!r}")
         for name in ("num_steps", "contexts_per_step", "micro_batch_tokens", "row_tokens", "log_steps"):
@@ -174,13 +184,13 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     place: Any = values
     parts = key.split(".")
     for part in parts[:-1]:
-        if isinstance(place, list):
-            place = place[_list_index(part, place, override)]
-        else:
-            place = place.setdefault(part, {})
+        place = place[_list_index(part, place, override)] if isinstance(place, list) else place.setdefault(part, {})
         if not isinstance(place, (dict, list)):
             raise ConfigError(f"override {override!r}: {part!r} holds no settings")
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: {text!r} is no YAML value; quote it if it is a text") from error
     if isinstance(place, list):
         place[_list_index(parts[-1], place, override)] = value
     else:

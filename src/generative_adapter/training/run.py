@@ -21,9 +21,10 @@ from generative_adapter.checkpoint import (
     save_generator,
 )
 from generative_adapter.config import to_mapping
-from generative_adapter.errors import CheckpointError, TrainingError
+from generative_adapter.errors import CheckpointError, FingerprintMismatchError, TrainingError
 from generative_adapter.generator.storage import write_json
-from generative_adapter.training.loop import Progress, Trainer
+from generative_adapter.training.loop import METRICS_FILE, Progress, Trainer
+from generative_adapter.training.metrics import drop_lines_after
 from generative_adapter.training.recipe import TrainingRecipe, load_recipe
 from generative_adapter.training.sources import ContextSampler
 from generative_adapter.training.state import list_checkpoints, load_checkpoint
@@ -81,7 +82,7 @@ def run_training(
     Raises:
         ConfigError: when the recipe is wrong.
         TrainingError: when the output folder holds a run and `resume` isn't set, or training can't go on.
-        CheckpointError: when there is nothing to resume from, or it is damaged.
+        CheckpointError: when there is nothing to resume from, or it is damaged or of another base model.
     """
     recipe = load_recipe(config_path, overrides)
     if output is not None:
@@ -96,8 +97,18 @@ def run_training(
     trainer = make_trainer(recipe, base, progress)
     if checkpoints:
         saved = load_checkpoint(checkpoints[-1], trainer.generator, trainer.optimizer)
-        trainer.progress = Progress(**saved)
+        written = read_generator_info(checkpoints[-1] / "generator.safetensors")
+        if written["base_fingerprint"] != base.fingerprint:
+            raise FingerprintMismatchError(
+                f"{checkpoints[-1]} belongs to another base model, {written['base_name']}, not to {base.name}; resume "
+                "with that one"
+            )
+        try:
+            trainer.progress = Progress(**saved)
+        except TypeError as error:
+            raise CheckpointError(f"{checkpoints[-1]}: its progress can't be read by this release: {error}") from error
         logger.info("resumed from %s", checkpoints[-1])
+    drop_lines_after(folder / METRICS_FILE, trainer.progress.step)
     write_json(folder / "recipe.json", to_mapping(recipe))
     status = trainer.run(max_seconds)
     done = trainer.progress
@@ -124,8 +135,9 @@ def make_trainer(
         CheckpointError: when the recipe's `initial_generator` doesn't fit.
     """
     torch.manual_seed(recipe.seed)
-    base.model.set_attn_implementation(recipe.attention)
     generator = build_generator(recipe.generator, base)
+    for target in generator.targets:
+        generator[target.name].backward_dtype = getattr(torch, recipe.normalization_backward)
     if recipe.initial_generator is not None:
         read_generator_info(recipe.initial_generator)
         load_weights(generator, load_file(recipe.initial_generator), recipe.initial_generator)

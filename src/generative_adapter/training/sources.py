@@ -16,11 +16,12 @@ from transformers import PreTrainedTokenizerBase
 
 from generative_adapter.base_model.prompts import answer_ids, context_chunks, question_ids, start_ids
 from generative_adapter.data.facts import sample_facts_record
-from generative_adapter.data.records import Record, read_records
+from generative_adapter.data.records import Question, Record, read_records
 from generative_adapter.errors import DataError
 from generative_adapter.training.batches import ContextItem, Segment
 from generative_adapter.training.recipe import SourceConfig, TrainingRecipe
 
+_FEWEST_TOKENS = 3  # of a window of plain text: two to take in, one to predict
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
@@ -31,31 +32,52 @@ class ContextSampler:
         self.recipe = recipe
         self.tokenizer = tokenizer
         self._records = [self._load(source) for source in recipe.sources]
+        self._next_step = 0
+        self._num_drawn = [0] * len(recipe.sources)  # contexts of each source before that step
 
     def step(self, step: int) -> list[ContextItem]:
-        """The contexts of optimiser step `step`, `contexts_per_step` of them."""
+        """The contexts of optimiser step `step`: `contexts_per_step`, less those too short to predict anything.
+
+        Raises:
+            DataError: when all of them are too short.
+        """
         items = []
-        size = self.recipe.contexts_per_step
-        for index in range(step * size, (step + 1) * size):
-            source, number = self._locate(index, step)
-            items.append(self._draw(source, number, random.Random(f"{self.recipe.seed}/{source}/{number}"), False))
-        return items
+        for index, (source, number) in enumerate(self._plan(step), start=step * self.recipe.contexts_per_step):
+            items.append(self._draw(source, number, random.Random(f"{self.recipe.seed}/{source}/{index}"), False))
+        if not (askable := _askable(items)):
+            raise DataError(f"step {step}: its contexts are a token or two each, nothing to predict; give longer texts")
+        return askable
 
     def held_out(self, source: int, count: int) -> list[ContextItem]:
         """Contexts of a source for evaluation: held-out names, templates and attributes, or held-out records."""
         if self.recipe.sources[source].kind != "facts":
             count = min(count, len(self._records[source][1]))
-        return [self._draw(source, n, random.Random(f"held-out/{source}/{n}"), True) for n in range(count)]
+        return _askable([self._draw(source, n, random.Random(f"held-out/{source}/{n}"), True) for n in range(count)])
 
-    def _locate(self, index: int, step: int) -> tuple[int, int]:
-        """Source of the index-th context of the run, among those that take part at that step, and its number there."""
+    def _plan(self, step: int) -> list[tuple[int, int]]:
+        """Source of each context of a step, and its number among the contexts of that source in the whole run."""
+        if step < self._next_step:
+            self._next_step, self._num_drawn = 0, [0] * len(self._num_drawn)
+        plan: list[tuple[int, int]] = []
+        while self._next_step <= step:  # the steps before are counted, so that a resumed run goes on where it was
+            first = self._next_step * self.recipe.contexts_per_step
+            plan = []
+            for index in range(first, first + self.recipe.contexts_per_step):
+                source = self._source(index, self._next_step)
+                plan.append((source, self._num_drawn[source]))
+                self._num_drawn[source] += 1
+            self._next_step += 1
+        return plan
+
+    def _source(self, index: int, step: int) -> int:
+        """Source of the index-th context of the run, among those that take part at that step."""
         shares = [source.share if step >= source.start_step else 0.0 for source in self.recipe.sources]
         point = (index * 0.6180339887498949) % 1.0 * sum(shares)  # golden-ratio sequence: meets every share evenly
         for source, share in enumerate(shares):
             if point < share:
-                return source, index
+                return source
             point -= share
-        return max(i for i, share in enumerate(shares) if share), index
+        return max(i for i, share in enumerate(shares) if share)
 
     def _load(self, source: SourceConfig) -> tuple[list[Record], list[Record]]:
         train: list[Record] = []
@@ -64,11 +86,18 @@ class ContextSampler:
             for record in read_records(Path(path)):
                 if source.kind == "questions" and not record.questions:
                     continue
+                if source.kind == "text" and not self._is_long_enough(record.context):
+                    continue
                 digest = int.from_bytes(hashlib.sha256(record.context.encode("utf-8", "replace")).digest()[:4], "big")
                 (held_out if digest / 2**32 < source.held_out_share else train).append(record)
         if source.kind != "facts" and not train:
             raise DataError(f"no usable record in {', '.join(source.paths)} for a source of kind {source.kind!r}")
         return train, held_out
+
+    def _is_long_enough(self, text: str) -> bool:
+        if len(text) > 100 * _FEWEST_TOKENS:  # most texts are: they aren't tokenised here
+            return True
+        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) >= _FEWEST_TOKENS
 
     def _draw(self, source: int, number: int, rng: random.Random, held_out: bool) -> ContextItem:
         config = self.recipe.sources[source]
@@ -78,6 +107,7 @@ class ContextSampler:
                 num_facts=rng.randint(*config.num_facts),
                 num_questions=config.num_questions,
                 split="held_out" if held_out else "train",
+                style=config.style,
             )
             return self.record_item(record, rng, config)
         records = self._records[source][1 if held_out else 0]
@@ -107,12 +137,14 @@ class ContextSampler:
 
     def _text_item(self, record: Record, rng: random.Random, config: SourceConfig) -> ContextItem:
         """A window of plain text for eq. (5): every prefix reconstructs its last chunk and completes the next."""
-        wanted = rng.randint(*config.context_tokens)
+        wanted = max(_FEWEST_TOKENS, rng.randint(*config.context_tokens))
         room = max(0, len(record.context) - wanted * 6)
         begin = rng.randint(0, room)
         chunk_tokens = self.recipe.generator.chunk_tokens
-        chunks = context_chunks(self.tokenizer, record.context[begin : begin + wanted * 8] or record.context, 1 << 30)
-        ids = chunks[0][:wanted]
+        ids: list[int] = []
+        for text in (record.context[begin : begin + wanted * 8], record.context):
+            if text.strip() and len(ids) < _FEWEST_TOKENS:  # the window may be blank, or nearly
+                ids = context_chunks(self.tokenizer, text, 1 << 30)[0][:wanted]
         start = tuple(start_ids(self.tokenizer))
         if len(ids) > chunk_tokens:
             pieces = [tuple(ids[at : at + chunk_tokens]) for at in range(0, len(ids), chunk_tokens)]
@@ -130,6 +162,10 @@ class ContextSampler:
             for level, chunk in enumerate(chunks, start=1)
             if len(start) + len(chunk) > 1
         ]
+
+
+def _askable(items: list[ContextItem]) -> list[ContextItem]:
+    return [item for item in items if item.completion or item.segments]
 
 
 def _permuted(place: int, size: int, key: str) -> int:
@@ -178,5 +214,9 @@ def _window(record: Record, rng: random.Random, config: SourceConfig, tokenizer:
         first, last = candidate
     text = record.context[spans[first][0] : spans[last][1]]
     whole = (first, last) == (0, len(spans) - 1)
-    questions = tuple(q for q in record.questions if whole or any(answer in text for answer in q.answers))
-    return Record(text, questions, record.source)
+    questions = []
+    for question in record.questions:
+        answers = question.answers if whole else tuple(answer for answer in question.answers if answer in text)
+        if answers:
+            questions.append(Question(question.question, answers))
+    return Record(text, tuple(questions), record.source)

@@ -23,6 +23,7 @@ from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.generator.storage import write_json, write_safetensors
 
 _PREFIX = "checkpoint-"
+_OPTIMIZER_FORMAT = "generative-adapter-optimizer"
 
 
 def save_checkpoint(
@@ -35,14 +36,19 @@ def save_checkpoint(
         checkpoint: the generator, written in float32.
         optimizer: its per-parameter tensors are written.
         progress: JSON values; `step` is the number of steps done.
+        keep: how many checkpoints stay.
     """
     final = output / f"{_PREFIX}{progress['step']:08d}"
+    for left_over in output.glob(f".{_PREFIX}*.tmp"):  # of a run that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
+    if final in list_checkpoints(output):  # resumed from, and no step done since
+        return final
     temporary = output / f".{final.name}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         save_generator(temporary / "generator.safetensors", checkpoint)
-        write_safetensors(temporary / "optimizer.safetensors", _optimizer_tensors(checkpoint.generator, optimizer), {})
+        states = _optimizer_tensors(checkpoint.generator, optimizer)
+        write_safetensors(temporary / "optimizer.safetensors", states, {"format": _OPTIMIZER_FORMAT})
         write_json(temporary / "progress.json", dict(progress))
         if final.exists():
             shutil.rmtree(final)
@@ -50,7 +56,9 @@ def save_checkpoint(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for old in list_checkpoints(output)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        removed = output / f".{old.name}.{os.getpid()}.tmp"  # so that half of one is never taken for a checkpoint
+        os.replace(old, removed)
+        shutil.rmtree(removed, ignore_errors=True)
     return final
 
 
@@ -72,17 +80,22 @@ def load_checkpoint(path: Path, generator: AdapterGenerator, optimizer: Optimize
         weights = load_file(path / "generator.safetensors")
         states = load_file(path / "optimizer.safetensors")
         progress = json.loads((path / "progress.json").read_text(encoding="utf-8"))
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} can't be resumed from: {error}; remove it to resume from the one before") from error
+        if not isinstance(progress, dict) or "step" not in progress:
+            raise ValueError("progress.json holds no step")
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} can't be resumed from: {error}; remove it to resume from the one before"
+        ) from error
     load_weights(generator, weights, str(path))
     for name, parameter in _named_parameters(generator).items():
         prefix = f"{name}/"
         values = {key[len(prefix) :]: value for key, value in states.items() if key.startswith(prefix)}
-        if not values:
+        if not values and states:  # no state at all: no step was done yet
             raise CheckpointError(f"{path}: no optimiser state for {name}")
-        optimizer.state[parameter] = {
-            key: value if key == "step" else value.to(parameter.device) for key, value in values.items()
-        }
+        if values:
+            optimizer.state[parameter] = {
+                key: value if key == "step" else value.to(parameter.device) for key, value in values.items()
+            }
     return progress
 
 

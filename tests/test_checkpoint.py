@@ -1,0 +1,323 @@
+"""Generators on disk: round trips with every weight perturbed, and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from generative_adapter import checkpoint as checkpoint_module
+from generative_adapter.base_model.fingerprint import base_model_fingerprint
+from generative_adapter.base_model.loading import BaseModel
+from generative_adapter.checkpoint import (
+    GENERATOR_FORMAT,
+    GeneratorCheckpoint,
+    build_generator,
+    generator_fingerprint,
+    load_generator,
+    load_weights,
+    named_weights,
+    read_generator_info,
+    save_generator,
+    shipped_generator,
+)
+from generative_adapter.config import GeneratorConfig, PromptConfig
+from generative_adapter.errors import CheckpointError, FingerprintMismatchError, UnsupportedArchitectureError
+from generative_adapter.generator.memory import ContextMemory
+
+HIDDEN, INNER, STATE, RANK, LAYERS = 24, 41, 11, 7, 3
+CONFIG = GeneratorConfig(
+    targets=("attention_output", "feed_forward_down"),
+    layers=(0, -1),
+    state_dim=STATE,
+    rank=RANK,
+    scale=0.375,
+    normalization="svd",
+    value_shift=1,
+    chunk_tokens=77,
+)
+PROMPT = PromptConfig(question="<q>{question}</q>", end="<e>")
+TRAINING = {"num_steps": 3, "recipe": {"base_model": "somewhere", "sources": [1, 2.5, None]}}
+
+
+def make_base(seed: int = 0, *, hidden: int = HIDDEN, layers: int = LAYERS) -> BaseModel:
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=31,
+            hidden_size=hidden,
+            intermediate_size=INNER,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        )
+    )
+    model.eval().requires_grad_(False)
+    no_tokenizer = cast(Any, None)
+    return BaseModel(model, no_tokenizer, f"tiny-{seed}", "test", base_model_fingerprint(model))
+
+
+@pytest.fixture(scope="module")
+def base() -> BaseModel:
+    return make_base()
+
+
+@pytest.fixture
+def written(base: BaseModel) -> GeneratorCheckpoint:
+    """A generator of which no tensor has its initial values."""
+    generator = build_generator(CONFIG, base)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.normal_()
+    return GeneratorCheckpoint(generator, CONFIG, PROMPT, base.name, base.fingerprint, TRAINING)
+
+
+@pytest.fixture
+def path(written: GeneratorCheckpoint, tmp_path: Path) -> Path:
+    save_generator(tmp_path / "generator.safetensors", written)
+    return tmp_path / "generator.safetensors"
+
+
+def rewrite(path: Path, settings: dict[str, Any] | str | None = None, **metadata: str | None) -> None:
+    """The same tensors with other metadata; None drops a key."""
+    with safe_open(path, framework="pt") as file:
+        changed = {**file.metadata(), **metadata}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if settings is not None:
+        changed["settings"] = settings if isinstance(settings, str) else json.dumps(settings)
+    path.unlink()
+    save_file(tensors, path, {key: value for key, value in changed.items() if value is not None})
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["settings"])
+
+
+# -------------------------------------------------------------------------------------------------------- round trips
+
+
+def test_a_generator_comes_back_bit_for_bit(written: GeneratorCheckpoint, path: Path, base: BaseModel) -> None:
+    read = load_generator(path, base)
+    before, after = named_weights(written.generator), named_weights(read.generator)
+    assert list(before) == list(after) and len(after) == 2 * 2 * 5  # blocks x targets x tensors
+    for name in before:
+        assert after[name].dtype == torch.float32 and torch.equal(before[name], after[name])
+    assert (read.config, read.prompt, read.training) == (CONFIG, PROMPT, TRAINING)
+    assert (read.base_name, read.base_fingerprint) == (base.name, base.fingerprint)
+    assert read.fingerprint == written.fingerprint
+    assert not read.generator.training
+    assert not any(parameter.requires_grad for parameter in read.generator.parameters())
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_generator_that_was_read_makes_the_same_adapter(
+    written: GeneratorCheckpoint, path: Path, base: BaseModel
+) -> None:
+    hidden = {layer: torch.randn(1, 13, HIDDEN, generator=torch.Generator().manual_seed(9)) for layer in (0, 2)}
+    adapters = []
+    for generator in (written.generator, load_generator(path, base).generator):
+        states = generator.write(hidden)
+        adapters.append(generator.adapter({name: state[0].detach() for name, state in states.items()}))
+    assert set(adapters[0]) == {
+        f"model.layers.{layer}.{target}" for layer in (0, 2) for target in ("self_attn.o_proj", "mlp.down_proj")
+    }
+    for name in adapters[0]:
+        assert torch.equal(adapters[0][name].up, adapters[1][name].up)
+        assert torch.equal(adapters[0][name].down, adapters[1][name].down)
+
+
+def test_bfloat16_storing_rounds_once(
+    written: GeneratorCheckpoint, path: Path, base: BaseModel, tmp_path: Path
+) -> None:
+    half = tmp_path / "half.safetensors"
+    save_generator(half, written, torch.bfloat16)
+    assert read_generator_info(half)["dtype"] == "BF16"
+    assert read_generator_info(half)["num_parameters"] == written.generator.num_parameters
+    assert half.stat().st_size < 0.6 * path.stat().st_size
+    read = load_generator(half, base)
+    for name, tensor in named_weights(read.generator).items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, named_weights(written.generator)[name].bfloat16().float())
+    assert read.fingerprint != written.fingerprint  # other weights, other memories
+    again = tmp_path / "again.safetensors"
+    save_generator(again, read, torch.bfloat16)
+    assert load_generator(again, base).fingerprint == read.fingerprint
+
+
+def test_info_needs_no_base_model(written: GeneratorCheckpoint, path: Path, base: BaseModel) -> None:
+    info = read_generator_info(path)
+    attention = 2 * HIDDEN + HIDDEN + HIDDEN
+    feed_forward = 2 * HIDDEN + INNER + HIDDEN
+    assert info["num_parameters"] == 2 * (STATE * (attention + feed_forward) + 2 * HIDDEN)
+    assert info["num_parameters"] == written.generator.num_parameters
+    assert (info["num_tensors"], info["dtype"], info["num_bytes"]) == (20, "F32", path.stat().st_size)
+    assert info["generator"]["layers"] == [0, -1] and info["generator"]["state_dim"] == STATE
+    assert info["prompt"]["question"] == PROMPT.question
+    assert (info["base_name"], info["base_fingerprint"], info["training"]) == (base.name, base.fingerprint, TRAINING)
+
+
+def test_a_generator_without_hidden_norm_has_no_norm_weights(base: BaseModel, tmp_path: Path) -> None:
+    config = replace(CONFIG, hidden_norm=False)
+    generator = build_generator(config, base)
+    assert not any("norm_weight" in name for name in named_weights(generator))
+    path = tmp_path / "plain.safetensors"
+    save_generator(path, GeneratorCheckpoint(generator, config, PROMPT, base.name, base.fingerprint))
+    assert load_generator(path, base).generator["model.layers.0.mlp.down_proj"].norm_weight is None
+
+
+def test_a_new_generator_has_the_form_of_its_config(base: BaseModel) -> None:
+    generator = build_generator(CONFIG, base)
+    target = generator["model.layers.2.mlp.down_proj"]
+    assert target.query_proj.shape == (STATE, INNER) and target.output_proj.shape == (HIDDEN, STATE)
+    assert (target.rank, target.scale, target.value_shift, target.normalization) == (RANK, 0.375, 1, "svd")
+    assert generator.layers == (0, 2)
+    with pytest.raises(UnsupportedArchitectureError, match="no_such_proj"):
+        build_generator(replace(CONFIG, targets=("no_such_proj",)), base)
+
+
+# -------------------------------------------------------------------------------------------------------- fingerprint
+
+
+def test_every_weight_and_setting_is_in_the_fingerprint(written: GeneratorCheckpoint) -> None:
+    seen = {written.fingerprint}
+    for parameter in written.generator.parameters():
+        with torch.no_grad():
+            original = parameter.clone()
+            parameter.view(-1)[-1] += 1e-3
+            seen.add(written.fingerprint)
+            parameter.copy_(original)
+    assert len(seen) == 21
+    for change in ({"scale": 0.25}, {"chunk_tokens": 78}, {"value_shift": 0}, {"rank": 6}):
+        seen.add(generator_fingerprint(written.generator, replace(CONFIG, **change)))
+    assert len(seen) == 25
+    assert generator_fingerprint(written.generator, CONFIG) in seen
+
+
+# ------------------------------------------------------------------------------------------------------------ refused
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_non_finite_weights_are_not_written(written: GeneratorCheckpoint, tmp_path: Path, value: float) -> None:
+    with torch.no_grad():
+        written.generator["model.layers.2.self_attn.o_proj"].key_proj[3, 5] = value
+    with pytest.raises(CheckpointError, match=r"1 tensors hold non-finite .* model.layers.2.self_attn.o_proj.key_proj"):
+        save_generator(tmp_path / "broken.safetensors", written)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_overflow_the_number_format_are_not_written(written: GeneratorCheckpoint, path: Path) -> None:
+    old = path.read_bytes()
+    with torch.no_grad():
+        written.generator["model.layers.0.self_attn.o_proj"].value_proj[0, 0] = 1e6
+    with pytest.raises(CheckpointError, match="non-finite"):
+        save_generator(path, written, torch.float16)
+    assert path.read_bytes() == old
+
+
+def test_another_base_model_is_refused_unless_any_is_allowed(path: Path) -> None:
+    other = make_base(1)
+    with pytest.raises(FingerprintMismatchError, match=r"was trained for tiny-0 .*, not for tiny-1"):
+        load_generator(path, other)
+    read = load_generator(path, other, any_base=True)
+    assert read.base_name == "tiny-0"
+
+
+def test_any_base_still_needs_the_same_shapes(path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has shape \(11, 24\), expected \(11, 32\)|norm_weight has shape"):
+        load_generator(path, make_base(2, hidden=32), any_base=True)
+    with pytest.raises(CheckpointError, match=r"doesn't fit this generator: 10 tensors missing .*, 10 unknown"):
+        load_generator(path, make_base(2, layers=2), any_base=True)
+
+
+def test_weights_that_do_not_fit_are_named(base: BaseModel) -> None:
+    generator = build_generator(CONFIG, base)
+    tensors = {name: tensor.clone() for name, tensor in named_weights(generator).items()}
+    first = next(iter(tensors))
+    with pytest.raises(CheckpointError, match=rf"here doesn't fit .*: 1 tensors missing \['{first}'\], 0 unknown"):
+        load_weights(generator, {name: tensor for name, tensor in tensors.items() if name != first}, "here")
+    with pytest.raises(CheckpointError, match=r"0 tensors missing \[\], 1 unknown \['extra'\]"):
+        load_weights(generator, {**tensors, "extra": torch.zeros(1)}, "here")
+    with pytest.raises(CheckpointError, match=rf"here: {first} has shape \(5,\), expected"):
+        load_weights(generator, {**tensors, first: torch.zeros(5)}, "here")
+
+
+def test_a_missing_file_is_refused(base: BaseModel, tmp_path: Path) -> None:
+    for path in (tmp_path / "none.safetensors", tmp_path):
+        with pytest.raises(CheckpointError, match="no generator file at"):
+            load_generator(path, base)
+        with pytest.raises(CheckpointError, match="no generator file at"):
+            read_generator_info(path)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.001, 0.3, 0.999])
+def test_a_cut_off_file_is_refused(path: Path, base: BaseModel, part: float) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(part * len(content))])
+    for read in (lambda: load_generator(path, base), lambda: read_generator_info(path)):
+        with pytest.raises(CheckpointError, match="can't be read as safetensors"):
+            read()
+
+
+def test_other_files_are_refused(path: Path, base: BaseModel, tmp_path: Path) -> None:
+    memory = tmp_path / "memory.safetensors"
+    ContextMemory({"t": torch.zeros(3, 3)}, "generator", "base").save(memory)
+    with pytest.raises(CheckpointError, match="is not a generator: its format is 'generative-adapter-memory'"):
+        load_generator(memory, base)
+    with pytest.raises(CheckpointError, match="is not a memory"):
+        ContextMemory.load(path)
+    weights = tmp_path / "weights.safetensors"
+    save_file({"weight": torch.zeros(3)}, weights)
+    with pytest.raises(CheckpointError, match="its format is None"):
+        read_generator_info(weights)
+
+
+def test_a_version_from_the_future_is_refused(path: Path, base: BaseModel) -> None:
+    rewrite(path, version="2")
+    with pytest.raises(CheckpointError, match="is a generator of version 2, this release reads version 1"):
+        load_generator(path, base)
+
+
+@pytest.mark.parametrize("section", ["generator", "prompt"])
+def test_settings_of_a_later_release_are_refused(path: Path, base: BaseModel, section: str) -> None:
+    settings = settings_of(path)
+    settings[section]["dropout"] = 0.5
+    rewrite(path, settings)
+    with pytest.raises(CheckpointError, match=rf"can't be read by this release: {section}: unknown setting 'dropout'"):
+        load_generator(path, base)
+    assert read_generator_info(path)[section]["dropout"] == 0.5
+
+
+@pytest.mark.parametrize("settings", ["", "{", "[]", "null", '{"generator": {}}'])
+def test_damaged_settings_are_refused(path: Path, base: BaseModel, settings: str) -> None:
+    rewrite(path, settings)
+    for read in (lambda: load_generator(path, base), lambda: read_generator_info(path)):
+        with pytest.raises(CheckpointError, match="its settings are damaged"):
+            read()
+
+
+def test_missing_settings_are_refused(path: Path) -> None:
+    rewrite(path, settings=None)
+    assert read_generator_info(path)["num_tensors"] == 20  # the rewritten file is still whole
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    path.unlink()
+    save_file(tensors, path, {"format": GENERATOR_FORMAT, "version": "1"})
+    with pytest.raises(CheckpointError, match="its settings are damaged: 'settings'"):
+        read_generator_info(path)
+
+
+def test_the_shipped_generator_is_looked_for_beside_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_module, "__file__", str(tmp_path / "checkpoint.py"))
+    with pytest.raises(CheckpointError, match="this installation has no shipped generator"):
+        shipped_generator()
+    file = tmp_path / "checkpoints" / "smollm2-135m-instruct.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(b"")
+    assert shipped_generator() == file
