@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim import AdamW
 
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.base_model.prompts import pad_id, start_ids
@@ -25,6 +24,7 @@ from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.training.batches import OBJECTIVES, Batch, ContextItem, assemble, split
 from generative_adapter.training.metrics import append_line, finite_values, mean_values
 from generative_adapter.training.objectives import count_labels, token_losses, weighted_loss
+from generative_adapter.training.optimizers import build_optimizer
 from generative_adapter.training.recipe import TrainingRecipe
 from generative_adapter.training.sources import ContextSampler
 from generative_adapter.training.state import save_checkpoint
@@ -81,11 +81,7 @@ class Trainer:
         self._output = Path(recipe.output)
         self._start_ids = start_ids(base.tokenizer)
         self._weights = {name: getattr(recipe, f"{name}_weight") for name in OBJECTIVES}
-        decayed = [p for p in generator.parameters() if p.ndim > 1]
-        others = [p for p in generator.parameters() if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        first, second = recipe.adam_betas
-        self.optimizer = AdamW([group for group in groups if group["params"]], lr=0.0, betas=(first, second))
+        self.optimizer = build_optimizer(recipe, generator)
 
     def run(self, max_seconds: float | None = None) -> str:
         """Trains until `num_steps` are done or `max_seconds` have passed in this call; writes a checkpoint at the end.
@@ -154,10 +150,9 @@ class Trainer:
             norm = torch.nn.utils.clip_grad_norm_(self.generator.parameters(), self.recipe.gradient_clip).item()
             healthy = math.isfinite(total) and math.isfinite(norm)
             if healthy:
-                for group in self.optimizer.param_groups:
-                    group["lr"] = learning_rate
+                self.optimizer.set_learning_rate(learning_rate)
                 self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
         real = sum(batch.num_real_tokens for batch in batches)
         computed = sum(batch.num_computed_tokens for batch in batches)
         self.progress.num_tokens += real

@@ -30,6 +30,7 @@ class SourceConfig:
         context_tokens: fewest and most tokens of a context; longer ones are cut at a sentence or a token.
         reconstruction: probability that a context of `facts` or `questions` is also to be reconstructed.
         start_step: the source takes part from this step on.
+        end_step: the source takes part before this step; None: to the end.
         held_out_share: part of the records, by hash of their context, that is kept for evaluation and never trained on.
     """
 
@@ -42,6 +43,7 @@ class SourceConfig:
     context_tokens: tuple[int, ...] = (1, 512)
     reconstruction: float = 0.0
     start_step: int = 0
+    end_step: int | None = None
     held_out_share: float = 0.02
 
     def __post_init__(self) -> None:
@@ -57,6 +59,10 @@ class SourceConfig:
         require(0 <= self.reconstruction <= 1, f"source.reconstruction must lie in 0..1, got {self.reconstruction}")
         require(0 <= self.held_out_share < 1, f"source.held_out_share must lie in [0, 1), got {self.held_out_share}")
 
+    def takes_part(self, step: int) -> bool:
+        """Whether contexts of step `step` come from here."""
+        return self.start_step <= step and (self.end_step is None or step < self.end_step)
+
 
 @dataclass(frozen=True)
 class TrainingRecipe:
@@ -68,6 +74,7 @@ class TrainingRecipe:
         base_model: `embedded`, a hub id, a folder or a GGUF file.
         device: `auto` or a torch device.
         dtype: number format of the frozen base model; the generator is always float32.
+        optimizer: `adamw`, or `muon` for the projections with AdamW for the norms.
         attention: attention kernel of the rows with gradients, `eager` or `sdpa`; eager is faster for short rows on a
             CPU.
         generator: form of the generator.
@@ -81,7 +88,7 @@ class TrainingRecipe:
         micro_batch_tokens: most tokens in one forward and backward pass, padding not counted; a step takes as many
             passes as it needs, with the same gradient.
         row_tokens: questions are packed into rows of at most this many tokens.
-        learning_rate: peak learning rate.
+        learning_rate: peak learning rate; Muon's is scaled to AdamW's units (RMS of an early update).
         warmup_steps: steps of linear warm-up.
         decay_share: last part of the run in which the learning rate falls linearly; 1 is the paper's schedule.
         final_learning_rate: what it falls to, as a part of the peak.
@@ -102,6 +109,7 @@ class TrainingRecipe:
     base_model: str = "embedded"
     device: str = "auto"
     dtype: str = "auto"
+    optimizer: str = "adamw"
     attention: str = "sdpa"
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
@@ -136,6 +144,7 @@ class TrainingRecipe:
             self.normalization_backward in ("float32", "bfloat16"),
             f"normalization_backward must be float32 or bfloat16, got {self.normalization_backward!r}",
         )
+        require(self.optimizer in ("adamw", "muon"), f"optimizer must be adamw or muon, got {self.optimizer!r}")
         require(self.attention in ("eager", "sdpa"), f"attention must be eager or sdpa, got {self.attention!r}")
         for name in ("num_steps", "contexts_per_step", "micro_batch_tokens", "row_tokens", "log_steps"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")

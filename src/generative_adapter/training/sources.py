@@ -71,7 +71,7 @@ class ContextSampler:
 
     def _source(self, index: int, step: int) -> int:
         """Source of the index-th context of the run, among those that take part at that step."""
-        shares = [source.share if step >= source.start_step else 0.0 for source in self.recipe.sources]
+        shares = [source.share if source.takes_part(step) else 0.0 for source in self.recipe.sources]
         point = (index * 0.6180339887498949) % 1.0 * sum(shares)  # golden-ratio sequence: meets every share evenly
         for source, share in enumerate(shares):
             if point < share:

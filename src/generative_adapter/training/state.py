@@ -21,13 +21,18 @@ from generative_adapter.checkpoint import GeneratorCheckpoint, load_weights, sav
 from generative_adapter.errors import CheckpointError
 from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.generator.storage import write_json, write_safetensors
+from generative_adapter.training.optimizers import CombinedOptimizer
 
 _PREFIX = "checkpoint-"
 _OPTIMIZER_FORMAT = "generative-adapter-optimizer"
 
 
 def save_checkpoint(
-    output: Path, checkpoint: GeneratorCheckpoint, optimizer: Optimizer, progress: Mapping[str, Any], keep: int = 2
+    output: Path,
+    checkpoint: GeneratorCheckpoint,
+    optimizer: Optimizer | CombinedOptimizer,
+    progress: Mapping[str, Any],
+    keep: int = 2,
 ) -> Path:
     """Writes `output/checkpoint-<step>` and removes all but the newest `keep`.
 
@@ -67,7 +72,9 @@ def list_checkpoints(output: Path) -> list[Path]:
     return sorted(path for path in output.glob(f"{_PREFIX}*") if (path / "progress.json").is_file())
 
 
-def load_checkpoint(path: Path, generator: AdapterGenerator, optimizer: Optimizer) -> dict[str, Any]:
+def load_checkpoint(
+    path: Path, generator: AdapterGenerator, optimizer: Optimizer | CombinedOptimizer
+) -> dict[str, Any]:
     """Puts a checkpoint's weights and optimiser state in place.
 
     Returns:
@@ -107,7 +114,7 @@ def _named_parameters(generator: AdapterGenerator) -> dict[str, nn.Parameter]:
     }
 
 
-def _optimizer_tensors(generator: AdapterGenerator, optimizer: Optimizer) -> dict[str, Tensor]:
+def _optimizer_tensors(generator: AdapterGenerator, optimizer: Optimizer | CombinedOptimizer) -> dict[str, Tensor]:
     return {
         f"{name}/{key}": value
         for name, parameter in _named_parameters(generator).items()
