@@ -223,7 +223,8 @@ def test_ten_skipped_steps_in_a_row_end_the_run(
 
 def test_weight_decay_spares_the_norms(trainer: Callable[..., Trainer]) -> None:
     trained = trainer(weight_decay=0.25, adam_betas=[0.8, 0.9])
-    decayed, others = trained.optimizer.param_groups
+    (optimizer,) = trained.optimizer.optimizers
+    decayed, others = optimizer.param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.25, 0.0)
     assert decayed["betas"] == (0.8, 0.9)
     names = {id(p): name.rsplit(".", 1)[1] for name, p in trained.generator.named_parameters()}

@@ -52,7 +52,7 @@ class ContextMemory:
     """The additive memory of a generator; a value, so every operation gives a new one.
 
     Attributes:
-        states: target name -> S_t `[d_r, d_r]`, float32.
+        states: target name -> S_t `[d_r, d_r]`; float64, so that what is added and taken away again leaves nothing.
         generator_fingerprint: of the generator that wrote it; no other can read it.
         base_fingerprint: of the base model whose hidden states it sums up.
         base_name: the base model's name, for people.

@@ -25,6 +25,7 @@ from generative_adapter.training.batches import OBJECTIVES, Batch, ContextItem, 
 from generative_adapter.training.metrics import append_line, finite_values, mean_values
 from generative_adapter.training.objectives import count_labels, token_losses, weighted_loss
 from generative_adapter.training.optimizers import build_optimizer
+from generative_adapter.training.processes import Processes
 from generative_adapter.training.recipe import TrainingRecipe
 from generative_adapter.training.sources import ContextSampler
 from generative_adapter.training.state import save_checkpoint
@@ -76,6 +77,7 @@ class Trainer:
         self.generator = generator
         self.sampler = sampler
         self.progress = Progress()
+        self.processes = Processes()
         self._describe = describe
         self._callback = progress_callback
         self._output = Path(recipe.output)
@@ -96,7 +98,7 @@ class Trainer:
         started = last_checkpoint = time.monotonic()
         before = self.progress.seconds
         while self.progress.step < recipe.num_steps:
-            if max_seconds is not None and time.monotonic() - started >= max_seconds:
+            if max_seconds is not None and self._agree(time.monotonic() - started >= max_seconds):
                 self._checkpoint()
                 return "out_of_time"
             self.progress.recent.append(finite_values(self._step(self.progress.step)))
@@ -106,7 +108,8 @@ class Trainer:
             if self.progress.step % recipe.log_steps == 0 or done:
                 self._log(self._training_line())
                 self.progress.recent = []
-            if done or (recipe.evaluation_steps and self.progress.step % recipe.evaluation_steps == 0):
+            due = done or (recipe.evaluation_steps and self.progress.step % recipe.evaluation_steps == 0)
+            if due and self.processes.is_first:
                 self._log({"kind": "evaluation", "step": self.progress.step, **self.evaluate()})
             if time.monotonic() - last_checkpoint >= recipe.checkpoint_seconds or done:
                 self._checkpoint()
@@ -130,8 +133,10 @@ class Trainer:
         started = time.perf_counter()
         seconds: dict[str, float] = {}
         with _timed(seconds, "data"):
-            batches = self.batches(self.sampler.step(step))
-            counts = count_labels(batches)
+            items = self.sampler.step(step)
+            own = self.processes.share(items, [item.num_tokens for item in items])
+            batches = self.batches(own) if own else []
+            counts = self._sum(count_labels(batches))
         self.generator.train()
         sums = dict.fromkeys(OBJECTIVES, 0.0)
         total = 0.0
@@ -146,6 +151,13 @@ class Trainer:
                 if math.isfinite(total):
                     loss.backward()
         learning_rate = self.recipe.learning_rate_at(step)
+        with _timed(seconds, "exchange"):
+            sums = self._sum(sums)
+            real = sum(batch.num_real_tokens for batch in batches)
+            computed = sum(batch.num_computed_tokens for batch in batches)
+            total, real, computed = self.processes.sums([total, real, computed], self.base.device)
+            if math.isfinite(total):
+                self.processes.sum_gradients(self.generator.parameters())
         with _timed(seconds, "optimizer"):
             norm = torch.nn.utils.clip_grad_norm_(self.generator.parameters(), self.recipe.gradient_clip).item()
             healthy = math.isfinite(total) and math.isfinite(norm)
@@ -153,10 +165,8 @@ class Trainer:
                 self.optimizer.set_learning_rate(learning_rate)
                 self.optimizer.step()
             self.optimizer.zero_grad()
-        real = sum(batch.num_real_tokens for batch in batches)
-        computed = sum(batch.num_computed_tokens for batch in batches)
-        self.progress.num_tokens += real
-        self.progress.num_computed_tokens += computed
+        self.progress.num_tokens += int(real)
+        self.progress.num_computed_tokens += int(computed)
         self._note_health(healthy, step, total, norm)
         losses = {f"{name}_loss": sums[name] / counts[name] for name in OBJECTIVES if counts[name]}
         times = {f"{name}_seconds": value for name, value in seconds.items()}
@@ -170,6 +180,14 @@ class Trainer:
             **times,
             "step_seconds": time.perf_counter() - started,
         }
+
+    def _sum(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Sums over all processes, by name."""
+        return dict(zip(values, self.processes.sums(list(values.values()), self.base.device), strict=True))
+
+    def _agree(self, wish: bool) -> bool:
+        """Whether any process wishes so; the same for all."""
+        return self.processes.sums([float(wish)], self.base.device)[0] > 0
 
     def _note_health(self, healthy: bool, step: int, loss: float, norm: float) -> None:
         if healthy:
@@ -222,6 +240,8 @@ class Trainer:
         return report
 
     def _checkpoint(self) -> None:
+        if not self.processes.is_first:
+            return
         path = save_checkpoint(self._output, self._describe(self.progress), self.optimizer, vars(self.progress))
         logger.info("checkpoint %s", path)
 
@@ -239,6 +259,8 @@ class Trainer:
         }
 
     def _log(self, line: dict[str, Any]) -> None:
+        if not self.processes.is_first:
+            return
         append_line(self._output / METRICS_FILE, line)
         if self._callback is not None:
             self._callback(line)

@@ -60,12 +60,14 @@ def token_losses(
 
 def count_labels(batches: Sequence[Batch]) -> dict[str, int]:
     """Supervised tokens of each objective in a step."""
-    counts = sum((torch.bincount(batch.objectives, minlength=len(OBJECTIVES)) for batch in batches), torch.tensor(0))
+    counts = torch.zeros(len(OBJECTIVES), dtype=torch.long)
+    for batch in batches:
+        counts += torch.bincount(batch.objectives, minlength=len(OBJECTIVES))
     return dict(zip(OBJECTIVES, counts.tolist(), strict=True))
 
 
 def weighted_loss(
-    losses: Tensor, objectives: Tensor, counts: Mapping[str, int], weights: Mapping[str, float]
+    losses: Tensor, objectives: Tensor, counts: Mapping[str, float], weights: Mapping[str, float]
 ) -> Tensor:
     """This pass's part of a step's loss: sum over objectives of weight * (mean over the step's tokens).
 

@@ -108,12 +108,14 @@ def run_training(
         except TypeError as error:
             raise CheckpointError(f"{checkpoints[-1]}: its progress can't be read by this release: {error}") from error
         logger.info("resumed from %s", checkpoints[-1])
-    drop_lines_after(folder / METRICS_FILE, trainer.progress.step)
-    write_json(folder / "recipe.json", to_mapping(recipe))
+    if trainer.processes.is_first:
+        drop_lines_after(folder / METRICS_FILE, trainer.progress.step)
+        write_json(folder / "recipe.json", to_mapping(recipe))
     status = trainer.run(max_seconds)
     done = trainer.progress
     path = folder / "generator.safetensors"
-    save_generator(path, describe(recipe, base, trainer, done))
+    if trainer.processes.is_first:
+        save_generator(path, describe(recipe, base, trainer, done))
     return TrainingResult(
         status,
         done.step,

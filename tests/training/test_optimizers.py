@@ -1,0 +1,81 @@
+"""AdamW and Muon behind one face: who owns which parameter, in which units the learning rate is, what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from generative_adapter.base_model.loading import BaseModel
+from generative_adapter.generator.generator import AdapterGenerator
+from generative_adapter.training.optimizers import build_optimizer
+from generative_adapter.training.recipe import SourceConfig, TrainingRecipe, load_recipe
+from generative_adapter.training.run import make_trainer
+from generative_adapter.training.state import list_checkpoints, load_checkpoint
+
+
+def recipe(optimizer: str) -> TrainingRecipe:
+    return TrainingRecipe(sources=(SourceConfig("facts"),), output="unused", optimizer=optimizer, weight_decay=0.0)
+
+
+def with_gradients(generator: AdapterGenerator) -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    for parameter in generator.parameters():
+        parameter.grad = torch.randn(parameter.shape)
+    return {name: parameter.detach().clone() for name, parameter in generator.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_first_update_has_the_learning_rate_as_its_size(
+    kind: str, random_generator: Callable[..., AdapterGenerator]
+) -> None:
+    generator = random_generator()
+    before = with_gradients(generator)
+    optimizer = build_optimizer(recipe(kind), generator)
+    optimizer.set_learning_rate(1e-3)
+    optimizer.step()
+    for name, parameter in generator.named_parameters():
+        size = (parameter.detach() - before[name]).square().mean().sqrt().item()
+        assert 0.5e-3 < size < 1.5e-3, (name, size)
+
+
+def test_muon_orthogonalises_and_leaves_the_norms_to_adamw(random_generator: Callable[..., AdapterGenerator]) -> None:
+    generator = random_generator()
+    before = with_gradients(generator)
+    optimizer = build_optimizer(recipe("muon"), generator)
+    optimizer.set_learning_rate(1e-3)
+    optimizer.step()
+    for name, parameter in generator.named_parameters():
+        kept = set(optimizer.state[parameter])
+        if parameter.ndim == 1:
+            assert kept == {"step", "exp_avg", "exp_avg_sq"}
+            continue
+        assert kept == {"momentum_buffer"}
+        values = torch.linalg.svdvals(parameter.detach() - before[name])
+        assert values[-1] > 0.4 * values[0], name  # a gradient's own singular values differ far more
+    assert len(list(optimizer.state)) == len(list(generator.parameters()))
+    optimizer.zero_grad()
+    assert all(parameter.grad is None for parameter in generator.parameters())
+
+
+def test_muon_resumes_to_the_same_weights(base: BaseModel, write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    def trained(folder: str, *, resume: bool = False, **settings: float) -> AdapterGenerator:
+        path = write_recipe(optimizer="muon", num_steps=4, decay_share=0.0, output=str(tmp_path / folder))
+        trainer = make_trainer(load_recipe(path), base)
+        if resume:
+            newest = list_checkpoints(tmp_path / folder)[-1]
+            trainer.progress.step = load_checkpoint(newest, trainer.generator, trainer.optimizer)["step"]
+            assert trainer.progress.step == 2
+        while trainer.progress.step < settings["until"]:
+            trainer._step(trainer.progress.step)
+            trainer.progress.step += 1
+        trainer._checkpoint()
+        return trainer.generator
+
+    whole = trained("whole", until=4)
+    trained("half", until=2)
+    resumed = trained("half", resume=True, until=4)
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -1,0 +1,60 @@
+"""Two real processes (gloo) against one with the same global batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from generative_adapter.base_model.loading import BaseModel
+from generative_adapter.checkpoint import named_weights
+from generative_adapter.training.processes import Processes
+from generative_adapter.training.recipe import load_recipe
+from generative_adapter.training.run import make_trainer
+
+
+def test_shares_are_a_partition_of_like_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = Processes()
+    assert (processes.rank, processes.size, processes.is_first) == (0, 1, True)
+    assert processes.share("abc", [1, 3, 2]) == ["a", "b", "c"]
+    parts = []
+    for rank in range(3):
+        monkeypatch.setattr(processes, "size", 3)
+        monkeypatch.setattr(processes, "rank", rank)
+        parts.append(processes.share("abcdefg", [5, 1, 4, 4, 2, 9, 3]))
+    assert sorted("".join(map("".join, parts))) == list("abcdefg")
+    assert [part[0] for part in parts] == ["f", "a", "c"]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_and_weights_of_one(
+    base: BaseModel, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    settings = {"num_steps": 3, "contexts_per_step": 5, "log_steps": 1, "evaluation_steps": 0}
+    one = make_trainer(load_recipe(write_recipe("one.yaml", output=str(tmp_path / "one"), **settings)), base)
+    one.run()
+    path = write_recipe("two.yaml", output=str(tmp_path / "two"), **settings)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    script = Path(__file__).parent / "two_processes.py"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    subprocess.run([*command, str(script), str(path), str(tmp_path)], check=True, timeout=300, env=environment)
+    weights = [load_file(tmp_path / f"rank-{rank}.safetensors") for rank in (0, 1)]
+    for name, expected in named_weights(one.generator).items():
+        assert torch.equal(weights[0][name], weights[1][name])
+        assert (weights[0][name] - expected).norm() < 0.01 * expected.norm(), name
+    lines = [
+        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("one", "two")
+    ]
+    assert [line["step"] for line in lines[1] if line["kind"] == "training"] == [1, 2, 3]
+    for single, double in zip(*lines, strict=True):
+        if single["kind"] == "training":
+            assert double["loss"] == pytest.approx(single["loss"], rel=1e-3)
+            assert double["num_tokens"] == single["num_tokens"]
