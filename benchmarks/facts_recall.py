@@ -1,4 +1,4 @@
-"""Recall of held-out facts by a generator, beside its controls: closed-book and another document's adapter.
+"""Recall of held-out facts by a generator, beside closed-book, another context's adapter and shuffled words.
 
     python benchmarks/facts_recall.py [--generator FILE] [--contexts 100] [--facts 4] [--split held_out] [--json FILE]
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import re
 import string
 import time
@@ -51,8 +52,15 @@ def recall(
     return sum(row["right"] for row in rows) / len(rows), rows
 
 
+def shuffled(text: str) -> str:
+    """The same words in another order."""
+    words = text.split()
+    random.Random(text).shuffle(words)
+    return " ".join(words)
+
+
 def measure(model: GenerativeAdapter, num_contexts: int, num_facts: int, split: str, seed: int = 7) -> dict:
-    """Exact match of the adapter, closed-book and the next context's adapter."""
+    """Exact match of the adapter, closed-book, the next context's adapter, and that of the context's words shuffled."""
     records = facts_evaluation_set(num_contexts, num_facts=num_facts, split=split, seed=seed)
     started = time.perf_counter()
     memories = [model.contextualize(record.context) for record in records]
@@ -66,6 +74,7 @@ def measure(model: GenerativeAdapter, num_contexts: int, num_facts: int, split: 
         "adapter": adapter,
         "closed_book": recall(model, records, None)[0],
         "other_adapter": recall(model, records, memories[1:] + memories[:1])[0],
+        "shuffled_adapter": recall(model, records, [model.contextualize(shuffled(r.context)) for r in records])[0],
         "contextualize_seconds": seconds / len(records),
         "answers": rows,
     }

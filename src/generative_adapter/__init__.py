@@ -38,7 +38,7 @@ _HOMES = {
     "run_training": "training.run",
 }
 
-__all__ = sorted([*_HOMES, "__version__"])
+__all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
     from generative_adapter.base_model.inject import inject as inject

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +38,7 @@ def train(
         raise ConfigError(f"{config}: there is no such config file")
     for override in overrides or []:
         if "=" not in override.strip("="):
-            raise ConfigError(f"--set {override!r}: a setting looks like optimizer.learning_rate=0.002")
+            raise ConfigError(f"--set {override!r}: a setting looks like learning_rate=0.002")
     if max_seconds is not None and not max_seconds > 0:
         raise ConfigError(f"--max-seconds {max_seconds}: the time must be more than 0")
 
@@ -52,6 +53,8 @@ def train(
             output=output,
             progress=progress,
         )
+    if int(os.environ.get("RANK", "0")) > 0:  # one of several processes: the first one reports
+        return
     values: dict[str, Any] = result.to_dict()
     if as_json:
         print_json(values)

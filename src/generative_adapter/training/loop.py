@@ -138,7 +138,7 @@ class Trainer:
             batches = self.batches(own) if own else []
             counts = self._sum(count_labels(batches))
         self.generator.train()
-        sums = dict.fromkeys(OBJECTIVES, 0.0)
+        sums: dict[str, float] = dict.fromkeys(OBJECTIVES, 0.0)
         total = 0.0
         for batch in batches:
             with _timed(seconds, "forward"):

@@ -51,6 +51,12 @@ class Processes:
         dist.all_reduce(tensor)
         return tensor.tolist()
 
+    def leave(self) -> None:
+        """Waits for the others and ends the exchange."""
+        if self.size > 1 and dist.is_initialized():
+            dist.barrier()
+            dist.destroy_process_group()
+
     @torch.no_grad()
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replaces every gradient by its sum over all processes; a missing one counts as zero."""

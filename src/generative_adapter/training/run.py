@@ -116,6 +116,7 @@ def run_training(
     path = folder / "generator.safetensors"
     if trainer.processes.is_first:
         save_generator(path, describe(recipe, base, trainer, done))
+    trainer.processes.leave()
     return TrainingResult(
         status,
         done.step,
