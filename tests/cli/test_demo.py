@@ -39,7 +39,7 @@ def test_every_demo_answer_stands_in_the_document_and_in_no_question():
     five = load_questions(DEMO_DATA / "questions.json")
     more = load_questions(DEMO_DATA / "questions_more.json")
     assert len(five) == 5
-    assert len(more) >= 20
+    assert len(five) + len(more) >= 20
     assert not five.keys() & more.keys()
     for question, accepted in (five | more).items():
         assert holds_answer(document, accepted[:1]), question
