@@ -51,7 +51,7 @@ def test_memory_is_the_sum_over_chunks_in_every_family(family_base, start):
     base = dataclasses.replace(family_base, tokenizer=tiny_tokenizer(begin=bool(start)))
     adapter = GenerativeAdapter(base, tiny_checkpoint(base))
     ids = base.tokenizer(TEXT, add_special_tokens=False)["input_ids"]
-    expected = {name: torch.zeros(7, 7) for name in adapter.empty_memory().states}
+    expected = {name: torch.zeros(7, 7, dtype=torch.float64) for name in adapter.empty_memory().states}
     for at in range(0, len(ids), 13):
         model = merge(base.model, adapter.generator.adapter(expected)) if at else base.model
         with torch.no_grad():
@@ -77,7 +77,7 @@ def test_bfloat16_of_every_family(family):
     assert adapter.base.dtype == torch.bfloat16
     memory = adapter.contextualize(TEXT[:13])
     assert same_states(memory, adapter.contextualize(TEXT[:13]))
-    assert {state.dtype for state in memory.states.values()} == {torch.float32}
+    assert {state.dtype for state in memory.states.values()} == {torch.float64}
     assert distance(memory, exact_adapter.contextualize(TEXT[:13])) < 0.05
     assert len(adapter.answer(QUESTIONS, memory, max_new_tokens=5)) == 3
 

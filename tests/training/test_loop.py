@@ -26,7 +26,8 @@ from generative_adapter.training.run import make_trainer
 
 TRAINING_KEYS = {
     *("kind", "step", "num_steps", "loss", "gradient_norm", "learning_rate"),
-    *("step_seconds", "data_seconds", "forward_seconds", "backward_seconds", "optimizer_seconds"),
+    *("step_seconds", "data_seconds", "forward_seconds", "backward_seconds", "exchange_seconds"),
+    "optimizer_seconds",
     *("tokens_per_second", "real_token_share", "num_tokens", "num_skipped", "seconds", "seconds_left"),
 }
 LOSS_KEYS = {"answer_loss", "reconstruction_loss", "completion_loss"}
@@ -112,7 +113,7 @@ def test_metrics_lines(trainer: Callable[..., Trainer], output: Path) -> None:
             assert TRAINING_KEYS <= line.keys() <= TRAINING_KEYS | LOSS_KEYS
             assert line["num_steps"] == 11 and line["num_skipped"] == 0
             assert line["seconds_left"] == pytest.approx((11 - line["step"]) * line["seconds"] / line["step"])
-            parts = [line[f"{name}_seconds"] for name in ("data", "forward", "backward", "optimizer")]
+            parts = [line[f"{name}_seconds"] for name in ("data", "forward", "backward", "exchange", "optimizer")]
             assert 0 < sum(parts) <= line["step_seconds"] * 1.001
             assert 0.3 < line["real_token_share"] <= 1
             assert line["loss"] > 0 < line["tokens_per_second"]

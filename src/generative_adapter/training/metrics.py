@@ -7,7 +7,7 @@ A line of kind `training` stands for the steps since the last one:
     answer_loss, reconstruction_loss, completion_loss   mean of each objective, where there was any
     gradient_norm            before clipping, mean
     learning_rate            mean
-    step_seconds, data_seconds, forward_seconds, backward_seconds, optimizer_seconds    mean of a step
+    step_seconds, data_seconds, forward_seconds, backward_seconds, exchange_seconds, optimizer_seconds   mean of a step
     tokens_per_second        real tokens a second
     real_token_share         part of the computed tokens that weren't padding
     num_tokens, num_skipped  real tokens and skipped steps of the whole run
