@@ -116,12 +116,18 @@ def inference_reader(model: nn.Module, generator: AdapterGenerator, start: Seque
 
 
 def slow_write(target: TargetGenerator, hidden: Tensor) -> Tensor:
-    """Eq. (3), token by token: the sum of (A2 h_j) (B1^T h_i)^T, j the token that the value of i is taken from."""
+    """Eq. (3), token by token: the sum of (A2 h_j) k_i^T, j the token that the value of i is taken from, k_i = B1^T h_i
+    and what the windows add."""
     state = torch.zeros(target.value_proj.shape[0], target.value_proj.shape[0])
     normed = [h / (h.square().mean() + 1e-6).sqrt() * target.norm_weight for h in hidden]
     for i in range(len(normed)):
         j = min(i + target.value_shift, len(normed) - 1)
-        state = state + torch.outer(target.value_proj @ normed[j], target.key_proj @ normed[i])
+        key = target.key_proj @ normed[i]
+        for window, projection in zip(target.key_windows, target.window_projs, strict=True):
+            seen = normed[i::-1] if window > 0 else normed[i + 1 :]
+            for distance, h in enumerate(seen):
+                key = key + (1 - 1 / abs(window)) ** distance / abs(window) * (projection @ h)
+        state = state + torch.outer(target.value_proj @ normed[j], key)
     return state
 
 

@@ -39,6 +39,7 @@ CONFIG = GeneratorConfig(
     scale=0.375,
     normalization="svd",
     value_shift=1,
+    key_windows=(4, -8),
     chunk_tokens=77,
 )
 PROMPT = PromptConfig(question="<q>{question}</q>", end="<e>")
@@ -106,7 +107,7 @@ def settings_of(path: Path) -> dict[str, Any]:
 def test_a_generator_comes_back_bit_for_bit(written: GeneratorCheckpoint, path: Path, base: BaseModel) -> None:
     read = load_generator(path, base)
     before, after = named_weights(written.generator), named_weights(read.generator)
-    assert list(before) == list(after) and len(after) == 2 * 2 * 5  # blocks x targets x tensors
+    assert list(before) == list(after) and len(after) == 2 * 2 * 7  # blocks x targets x tensors
     for name in before:
         assert after[name].dtype == torch.float32 and torch.equal(before[name], after[name])
     assert (read.config, read.prompt, read.training) == (CONFIG, PROMPT, TRAINING)
@@ -153,11 +154,11 @@ def test_bfloat16_storing_rounds_once(
 
 def test_info_needs_no_base_model(written: GeneratorCheckpoint, path: Path, base: BaseModel) -> None:
     info = read_generator_info(path)
-    attention = 2 * HIDDEN + HIDDEN + HIDDEN
-    feed_forward = 2 * HIDDEN + INNER + HIDDEN
+    attention = 2 * HIDDEN + HIDDEN + HIDDEN + 2 * HIDDEN  # keys and values, queries, output, two windows
+    feed_forward = 2 * HIDDEN + INNER + HIDDEN + 2 * HIDDEN
     assert info["num_parameters"] == 2 * (STATE * (attention + feed_forward) + 2 * HIDDEN)
     assert info["num_parameters"] == written.generator.num_parameters
-    assert (info["num_tensors"], info["dtype"], info["num_bytes"]) == (20, "F32", path.stat().st_size)
+    assert (info["num_tensors"], info["dtype"], info["num_bytes"]) == (28, "F32", path.stat().st_size)
     assert info["generator"]["layers"] == [0, -1] and info["generator"]["state_dim"] == STATE
     assert info["prompt"]["question"] == PROMPT.question
     assert (info["base_name"], info["base_fingerprint"], info["training"]) == (base.name, base.fingerprint, TRAINING)
@@ -193,10 +194,10 @@ def test_every_weight_and_setting_is_in_the_fingerprint(written: GeneratorCheckp
             parameter.view(-1)[-1] += 1e-3
             seen.add(written.fingerprint)
             parameter.copy_(original)
-    assert len(seen) == 21
-    for change in ({"scale": 0.25}, {"chunk_tokens": 78}, {"value_shift": 0}, {"rank": 6}):
+    assert len(seen) == 29
+    for change in ({"scale": 0.25}, {"chunk_tokens": 78}, {"value_shift": 0}, {"rank": 6}, {"key_windows": (4, -7)}):
         seen.add(generator_fingerprint(written.generator, replace(CONFIG, **change)))
-    assert len(seen) == 25
+    assert len(seen) == 34
     assert generator_fingerprint(written.generator, CONFIG) in seen
 
 
@@ -232,7 +233,7 @@ def test_another_base_model_is_refused_unless_any_is_allowed(path: Path) -> None
 def test_any_base_still_needs_the_same_shapes(path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has shape \(11, 24\), expected \(11, 32\)|norm_weight has shape"):
         load_generator(path, make_base(2, hidden=32), any_base=True)
-    with pytest.raises(CheckpointError, match=r"doesn't fit this generator: 10 tensors missing .*, 10 unknown"):
+    with pytest.raises(CheckpointError, match=r"doesn't fit this generator: 14 tensors missing .*, 14 unknown"):
         load_generator(path, make_base(2, layers=2), any_base=True)
 
 
@@ -304,7 +305,7 @@ def test_damaged_settings_are_refused(path: Path, base: BaseModel, settings: str
 
 def test_missing_settings_are_refused(path: Path) -> None:
     rewrite(path, settings=None)
-    assert read_generator_info(path)["num_tensors"] == 20  # the rewritten file is still whole
+    assert read_generator_info(path)["num_tensors"] == 28  # the rewritten file is still whole
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     path.unlink()

@@ -92,8 +92,16 @@ def named_weights(generator: AdapterGenerator) -> dict[str, Tensor]:
     }
 
 
-def load_weights(generator: AdapterGenerator, tensors: Mapping[str, Tensor], what: str) -> None:
+def load_weights(
+    generator: AdapterGenerator, tensors: Mapping[str, Tensor], what: str, *, may_lack: str | None = None
+) -> None:
     """Copies tensors by name into a generator.
+
+    Args:
+        generator: keeps what it has of the tensors that may lack.
+        tensors: by name.
+        what: where they come from, for messages.
+        may_lack: tensors with this in their names need not be given.
 
     Raises:
         CheckpointError: when names or shapes differ; says which.
@@ -103,6 +111,7 @@ def load_weights(generator: AdapterGenerator, tensors: Mapping[str, Tensor], wha
         for target in generator.targets
         for name, parameter in generator[target.name].named_parameters()
     }
+    own = {name: p for name, p in own.items() if name in tensors or may_lack is None or may_lack not in name}
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:
         raise CheckpointError(

@@ -59,6 +59,8 @@ class GeneratorConfig:
         normalization: `svd`, `frobenius` or `newton_schulz` (eqs. 6-9).
         hidden_norm: learned RMSNorm on the hidden states before the projections.
         value_shift: the value of token i comes from token i + value_shift of the same chunk (0 in the paper).
+        key_windows: exponential averages over neighbouring tokens of the same chunk that a key holds beside the token
+            itself (none in the paper): w > 0 averages about w tokens up to the token, w < 0 about |w| after it.
         chunk_tokens: length of a context chunk in tokens.
     """
 
@@ -70,6 +72,7 @@ class GeneratorConfig:
     normalization: str = "newton_schulz"
     hidden_norm: bool = True
     value_shift: int = 0
+    key_windows: tuple[int, ...] = ()
     chunk_tokens: int = 1024
 
     def __post_init__(self) -> None:
@@ -91,6 +94,10 @@ class GeneratorConfig:
         )
         require(self.scale > 0, f"generator.scale must be positive, got {self.scale}")
         require(self.value_shift >= 0, f"generator.value_shift must not be negative, got {self.value_shift}")
+        require(
+            0 not in self.key_windows and len(set(self.key_windows)) == len(self.key_windows),
+            f"generator.key_windows must be different non-zero token counts, got {list(self.key_windows)}",
+        )
         require(self.chunk_tokens > 0, f"generator.chunk_tokens must be positive, got {self.chunk_tokens}")
 
 

@@ -90,6 +90,17 @@ def test_records_bind_values_to_entity_and_attribute() -> None:
     assert same_entity > 0.4 * NUM_SAMPLES
 
 
+@pytest.mark.parametrize("style", ["canonical", "plain"])
+def test_attributes_can_be_all_the_same_or_all_distinct(style: str) -> None:
+    rng = random.Random(12)
+    for _ in range(NUM_SAMPLES):
+        _, facts = record_and_facts(rng, 3, None, "train", style, "same")
+        labels = {(fact.entity.kind.kind, fact.attribute.label) for fact in facts}
+        assert len(labels) < 3 and len({fact.entity.name for fact in facts}) >= 2
+        _, facts = record_and_facts(rng, 3, None, "train", style, "distinct")
+        assert len({fact.attribute.label for fact in facts}) == 3
+
+
 def test_the_same_random_state_gives_the_same_record() -> None:
     first, second = random.Random(3), random.Random(3)
     for split in SPLITS:
@@ -237,7 +248,7 @@ def test_no_word_follows_the_wrong_article(style: str) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [{"num_facts": 0}, {"num_facts": 2, "split": "test"}, {"num_facts": 2, "style": "poem"},
-     {"num_facts": 2, "num_questions": -1}],
+     {"num_facts": 2, "attributes": "some"}, {"num_facts": 2, "num_questions": -1}],
 )  # fmt: skip
 def test_bad_arguments_are_config_errors(arguments: dict) -> None:
     with pytest.raises(ConfigError, match="expected"):

@@ -1,5 +1,7 @@
 """The generator against slow loops, closed forms and finite differences (eqs. 1-4, 6, 8, 9)."""
 
+from collections.abc import Sequence
+
 import numpy
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch import Tensor
 
 from generative_adapter.config import GeneratorConfig, TargetShape
 from generative_adapter.errors import ConfigError
-from generative_adapter.generator.generator import AdapterGenerator, TargetGenerator
+from generative_adapter.generator.generator import AdapterGenerator, TargetGenerator, window_weights
 
 HIDDEN, IN, OUT, STATE, RANK, TOKENS = 13, 17, 19, 11, 7, 23
 SCALE = 0.3
@@ -15,9 +17,14 @@ METHODS = [("svd", RANK), ("svd", STATE), ("frobenius", STATE), ("newton_schulz"
 
 
 def make_target(
-    normalization: str = "newton_schulz", rank: int = STATE, *, hidden_norm: bool = True, value_shift: int = 0
+    normalization: str = "newton_schulz",
+    rank: int = STATE,
+    *,
+    hidden_norm: bool = True,
+    value_shift: int = 0,
+    key_windows: Sequence[int] = (),
 ) -> TargetGenerator:
-    """A target whose every weight is random, `output_proj` and `norm_weight` too."""
+    """A target whose every weight is random, also those that start at zero or one."""
     torch.manual_seed(11)
     target = TargetGenerator(
         HIDDEN,
@@ -29,9 +36,12 @@ def make_target(
         normalization=normalization,
         hidden_norm=hidden_norm,
         value_shift=value_shift,
+        key_windows=key_windows,
     )
     with torch.no_grad():
         target.output_proj.normal_()
+        for projection in target.window_projs:
+            projection.normal_()
         if target.norm_weight is not None:
             target.norm_weight.uniform_(0.5, 1.5)
     return target
@@ -42,7 +52,8 @@ def random(*shape: int, seed: int = 3) -> Tensor:
 
 
 def slow_write(target: TargetGenerator, hidden: Tensor) -> Tensor:
-    """Eq. (3) one token at a time, in NumPy's float64: the sum of (A2 h_j) (B1^T h_i)^T, j = i + shift."""
+    """Eq. (3) one token at a time, in NumPy's float64: the sum of (A2 h_j) k_i^T, j = i + shift, k_i = B1^T h_i and,
+    with windows, the averages over the tokens up to i or after it."""
     value_proj, key_proj = (p.detach().double().numpy() for p in (target.value_proj, target.key_proj))
     rows = [row for row in hidden.double().numpy()]
     if target.norm_weight is not None:
@@ -51,7 +62,14 @@ def slow_write(target: TargetGenerator, hidden: Tensor) -> Tensor:
     state = numpy.zeros((STATE, STATE))
     for i in range(len(rows)):
         j = min(i + target.value_shift, len(rows) - 1)
-        state += numpy.outer(value_proj @ rows[j], key_proj @ rows[i])
+        key = key_proj @ rows[i]
+        for window, projection in zip(target.key_windows, target.window_projs, strict=True):
+            seen = range(i, -1, -1) if window > 0 else range(i + 1, len(rows))
+            share = 1 / abs(window)
+            for k in seen:
+                key = key + share * (projection.detach().double().numpy() @ rows[k])
+                share *= 1 - 1 / abs(window)
+        state += numpy.outer(value_proj @ rows[j], key)
     return torch.from_numpy(state)
 
 
@@ -69,19 +87,21 @@ def make_generator(normalization: str = "svd", rank: int = RANK) -> AdapterGener
 # -------------------------------------------------------------------------------------------------------------- write
 
 
+@pytest.mark.parametrize("key_windows", [(), (1,), (-1,), (4, 16, -8)])
 @pytest.mark.parametrize("value_shift", [0, 1, 2])
 @pytest.mark.parametrize("hidden_norm", [True, False])
-def test_write_is_a_sum_of_outer_products(hidden_norm: bool, value_shift: int) -> None:
-    target = make_target(hidden_norm=hidden_norm, value_shift=value_shift)
+def test_write_is_a_sum_of_outer_products(hidden_norm: bool, value_shift: int, key_windows: tuple[int, ...]) -> None:
+    target = make_target(hidden_norm=hidden_norm, value_shift=value_shift, key_windows=key_windows)
     hidden = random(2, TOKENS, HIDDEN) * 5
     expected = torch.stack([slow_write(target, row) for row in hidden])
     torch.testing.assert_close(target.write(hidden).double(), expected, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.parametrize("key_windows", [(), (4, 16, -8)])
 @pytest.mark.parametrize("value_shift", [0, 1, 2, 5])
-def test_write_sees_real_tokens_only(value_shift: int) -> None:
+def test_write_sees_real_tokens_only(value_shift: int, key_windows: tuple[int, ...]) -> None:
     """Rows of every length, also no token and fewer tokens than the shift, padded with large numbers."""
-    target = make_target(value_shift=value_shift)
+    target = make_target(value_shift=value_shift, key_windows=key_windows)
     lengths = [TOKENS, 1, 2, 0, 3, 7]
     hidden = random(len(lengths), TOKENS, HIDDEN)
     mask = torch.zeros(len(lengths), TOKENS, dtype=torch.bool)
@@ -121,6 +141,29 @@ def test_a_shifted_value_never_leaves_its_chunk() -> None:
     over, own = (target.value_proj @ second[0, 0]).detach(), (target.value_proj @ first[0, -1]).detach()
     difference = target.write(hidden) - target.write(first) - target.write(second)
     torch.testing.assert_close(difference[0], torch.outer(over - own, key), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("window", [3, -3])
+def test_weights_of_a_window_come_near_one_and_fade(window: int) -> None:
+    weights = window_weights(window, 200)
+    middle = weights[100]
+    near = middle[:101].flip(0) if window > 0 else middle[101:]
+    assert middle.sum().item() == pytest.approx(1.0, abs=1e-5)
+    assert (middle[101:] if window > 0 else middle[:101]).abs().max() == 0
+    torch.testing.assert_close(near[1:10] / near[:9], torch.full((9,), 2 / 3))
+
+
+def test_new_windows_start_without_effect() -> None:
+    torch.manual_seed(4)
+    plain = TargetGenerator(HIDDEN, IN, OUT, STATE, rank=STATE, scale=SCALE, normalization="frobenius")
+    torch.manual_seed(4)
+    settings = {"rank": STATE, "scale": SCALE, "normalization": "frobenius", "key_windows": (4, -8)}
+    grown = TargetGenerator(HIDDEN, IN, OUT, STATE, **settings)  # type: ignore[arg-type]
+    hidden = random(2, TOKENS, HIDDEN)
+    assert torch.equal(plain.write(hidden), grown.write(hidden))
+    grown.write(hidden).square().sum().backward()
+    for projection in grown.window_projs:
+        assert projection.grad is not None and projection.grad.abs().max() > 0
 
 
 # ------------------------------------------------------------------------------------------------------ read, factors

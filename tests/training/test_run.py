@@ -264,6 +264,19 @@ def test_initial_generator(
     assert result.evaluation["1-facts"] == pytest.approx(uninterrupted[1].evaluation["1-facts"])
 
 
+def test_initial_generator_grows_key_windows(
+    uninterrupted: tuple[Path, TrainingResult], write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    """New windows start at zero: the first evaluation is that of the generator it started from."""
+    settings = [f"initial_generator={uninterrupted[1].generator}", "num_steps=1", "learning_rate=1e-12"]
+    result = run_training(write_recipe(), [*settings, "generator.key_windows=[3,-2]"], output=tmp_path / "grown")
+    assert result.evaluation["1-facts"] == pytest.approx(uninterrupted[1].evaluation["1-facts"])
+    assert sum(".window_projs." in name for name in weights(tmp_path / "grown")) % 2 == 0
+    again = [f"initial_generator={result.generator}", "num_steps=1"]
+    with pytest.raises(CheckpointError, match="doesn't fit"):
+        run_training(write_recipe(), again, output=tmp_path / "shrunk")
+
+
 @pytest.mark.parametrize("override", ["generator={state_dim: 8, rank: 8}", "generator.layers=[0, 1]"])
 def test_initial_generator_of_another_form(
     uninterrupted: tuple[Path, TrainingResult], write_recipe: Callable[..., Path], tmp_path: Path, override: str

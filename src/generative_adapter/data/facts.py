@@ -25,6 +25,8 @@ from generative_adapter.data.facts_wording import question
 from generative_adapter.data.records import Question, Record
 from generative_adapter.errors import ConfigError
 
+ATTRIBUTE_CHOICES = ("mixed", "distinct", "same")
+
 __all__ = ["SPLITS", "STYLES", "facts_evaluation_set", "sample_facts_record"]
 
 
@@ -35,6 +37,7 @@ def sample_facts_record(
     num_questions: int | None = None,
     split: str = "train",
     style: str | None = None,
+    attributes: str | None = None,
 ) -> Record:
     """Returns one record of made-up facts with questions about them.
 
@@ -47,15 +50,22 @@ def sample_facts_record(
             None asks each once.
         split: one of `SPLITS`.
         style: one of `STYLES`; None draws one.
+        attributes: `distinct`, so that the attribute alone tells the facts apart; `same`, so that only the entity does;
+            `mixed`; None: what the style is for, `distinct` for `canonical` and `mixed` for the others.
 
     Raises:
-        ConfigError: an unknown split or style, or a number out of range.
+        ConfigError: an unknown split, style or choice of attributes, or a number out of range.
     """
-    return record_and_facts(rng, num_facts, num_questions, split, style)[0]
+    return record_and_facts(rng, num_facts, num_questions, split, style, attributes)[0]
 
 
 def record_and_facts(
-    rng: random.Random, num_facts: int, num_questions: int | None, split: str, style: str | None
+    rng: random.Random,
+    num_facts: int,
+    num_questions: int | None,
+    split: str,
+    style: str | None,
+    attributes: str | None = None,
 ) -> tuple[Record, list[Fact]]:
     """Returns a record as `sample_facts_record` does, with the facts it states in the order of its questions."""
     side = side_of(split)
@@ -66,7 +76,12 @@ def record_and_facts(
         style = rng.choices(names, [STYLES[name][0] for name in names])[0]
     if style not in STYLES:
         raise ConfigError(f"unknown style {style!r} of the synthetic facts; expected one of {', '.join(STYLES)}")
-    facts = sample_facts(rng, num_facts, side, style == "narrator", style == "canonical")
+    attributes = attributes or ("distinct" if style == "canonical" else "mixed")
+    if attributes not in ATTRIBUTE_CHOICES:
+        raise ConfigError(
+            f"unknown choice of attributes {attributes!r}; expected one of {', '.join(ATTRIBUTE_CHOICES)}"
+        )
+    facts = sample_facts(rng, num_facts, side, style == "narrator", attributes == "distinct", attributes == "same")
     if rng.random() < 0.6:
         rng.shuffle(facts)
     context = STYLES[style][1](rng, facts, side)

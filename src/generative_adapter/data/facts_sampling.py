@@ -138,9 +138,9 @@ class _Sampler:
                 chosen.append(attribute)
         return chosen
 
-    def group(self, kind: Kind, num_facts: int) -> None:
+    def group(self, kind: Kind, num_facts: int, same_attribute: bool = False) -> None:
         """Adds up to `num_facts` facts of entities x attributes of one kind."""
-        num_entities = min(self.rng.choice(GROUP_SIDES), num_facts)
+        num_entities = num_facts if same_attribute else min(self.rng.choice(GROUP_SIDES), num_facts)
         # At least half of what is asked for, so that a record is not made of single facts.
         num_attributes = min(self.rng.choice(GROUP_SIDES), -(-num_facts // num_entities))
         attributes = self.attributes(kind, num_attributes, num_entities)
@@ -153,7 +153,12 @@ class _Sampler:
 
 
 def sample_facts(
-    rng: random.Random, num_facts: int, side: Side, with_narrator: bool = False, distinct_attributes: bool = False
+    rng: random.Random,
+    num_facts: int,
+    side: Side,
+    with_narrator: bool = False,
+    distinct_attributes: bool = False,
+    same_attribute: bool = False,
 ) -> list[Fact]:
     """Returns `num_facts` facts about which no two questions can be mixed up.
 
@@ -163,6 +168,7 @@ def sample_facts(
         side: what is held out.
         with_narrator: at least half of the facts, as far as there are attributes, are about the one who tells them.
         distinct_attributes: no attribute appears twice, so that it alone tells the facts apart.
+        same_attribute: one attribute of as many entities as its values allow, so that only the entity tells them apart.
 
     Raises:
         ConfigError: `num_facts` is below 1, or the vocabulary has no more values for so many facts.
@@ -180,7 +186,9 @@ def sample_facts(
     fruitless = 0
     while len(sampler.facts) < num_facts:
         before = len(sampler.facts)
-        sampler.group(rng.choices(possible, weights)[0], 1 if distinct_attributes else num_facts - before)
+        sampler.group(
+            rng.choices(possible, weights)[0], 1 if distinct_attributes else num_facts - before, same_attribute
+        )
         if distinct_attributes and len({fact.attribute.label for fact in sampler.facts}) < len(sampler.facts):
             sampler.facts.pop()
         fruitless = fruitless + 1 if len(sampler.facts) == before else 0

@@ -29,8 +29,10 @@ class TargetGenerator(nn.Module):
     | `query_proj`  | B2    | `[d_r, d_in]`  |
     | `output_proj` | A1    | `[d_out, d_r]` |
 
-    `output_proj` starts at zero, so that an untrained generator leaves the base model unchanged; the others start
-    Kaiming-normal.
+    and with `key_windows`, beyond the paper, one `window_projs[i]` `[d_r, d_h]` a window.
+
+    `output_proj` starts at zero, so that an untrained generator leaves the base model unchanged, and so do the
+    `window_projs`, so that keys start as the paper's; the others start Kaiming-normal.
     """
 
     def __init__(
@@ -45,12 +47,14 @@ class TargetGenerator(nn.Module):
         normalization: str,
         hidden_norm: bool = True,
         value_shift: int = 0,
+        key_windows: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.rank = rank
         self.scale = scale
         self.normalization = normalization
         self.value_shift = value_shift
+        self.key_windows = tuple(key_windows)
         self.backward_dtype = torch.float32
         self.norm_weight = nn.Parameter(torch.ones(hidden_size)) if hidden_norm else None
         self.value_proj = nn.Parameter(torch.empty(state_dim, hidden_size))
@@ -59,11 +63,15 @@ class TargetGenerator(nn.Module):
         self.output_proj = nn.Parameter(torch.zeros(out_features, state_dim))
         for projection in (self.value_proj, self.key_proj, self.query_proj):
             nn.init.kaiming_normal_(projection, nonlinearity="linear")
+        self.window_projs = nn.ParameterList(torch.zeros(state_dim, hidden_size) for _ in self.key_windows)
 
     def write(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """What one chunk adds to the memory: A2 H^T H B1, eq. (3), arXiv:2411.05877.
 
         With `value_shift` s the value of token i is taken from token i + s (the last tokens of a chunk: from its last).
+        With `key_windows` the key of token i also holds projected averages over its neighbours in the chunk, so that
+        the name of a thing, some tokens away from what is told of it, is in the key: k_i = B1^T h_i +
+        sum_w P_w sum_j D_w[i, j] h_j, with the exponential averages D_w of `window_weights`.
 
         Args:
             hidden: H, `[batch, tokens, d_h]`, any float type; projected in that type, summed in float32.
@@ -72,12 +80,16 @@ class TargetGenerator(nn.Module):
         Returns:
             `[batch, d_r, d_r]`, float32.
         """
-        both = torch.cat([self.key_proj, self.value_proj])
+        projections = torch.cat([self.key_proj, self.value_proj, *self.window_projs])
         if self.norm_weight is not None:
             exact = hidden.float()
             hidden = (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + _NORM_EPSILON)).to(hidden.dtype)
-            both = both * self.norm_weight
-        keys, values = (hidden @ both.to(hidden.dtype).mT).float().chunk(2, dim=-1)
+            projections = projections * self.norm_weight
+        keys, values, *neighbours = (hidden @ projections.to(hidden.dtype).mT).float().split(len(self.key_proj), dim=-1)
+        for window, projected in zip(self.key_windows, neighbours, strict=True):
+            if mask is not None and window < 0:  # padding lies on the right: only averages over later tokens reach it
+                projected = projected * mask.unsqueeze(-1)
+            keys = keys + window_weights(window, projected.shape[1], projected.device) @ projected
         if self.value_shift:
             batch, tokens, width = values.shape
             positions = torch.arange(tokens, device=values.device)
@@ -113,6 +125,21 @@ class TargetGenerator(nn.Module):
         return LowRankFactors(down=down, up=self.scale * (self.output_proj @ left))
 
 
+def window_weights(window: int, num_tokens: int, device: torch.device | None = None) -> Tensor:
+    """Weights D[i, j] of token j in the average that token i sees, `[tokens, tokens]`, float32.
+
+    Args:
+        window: w > 0: token i and those before it, D[i, j] = (1 - 1/w)^(i - j) / w for j <= i; w < 0: those after it,
+            D[i, j] = (1 - 1/|w|)^(j - i - 1) / |w| for j > i.
+        num_tokens: tokens of the chunk.
+        device: where the weights are made.
+    """
+    positions = torch.arange(num_tokens, device=device, dtype=torch.float32)
+    distance = positions.unsqueeze(1) - positions if window > 0 else positions - positions.unsqueeze(1) - 1
+    width = abs(window)
+    return torch.where(distance >= 0, (1 - 1 / width) ** distance.clamp_min(0) / width, 0.0)
+
+
 class AdapterGenerator(nn.Module):
     """The trained network G that turns the hidden states of a context into an adapter.
 
@@ -125,6 +152,7 @@ class AdapterGenerator(nn.Module):
         normalization: `svd`, `frobenius` or `newton_schulz`.
         hidden_norm: learned RMSNorm on the hidden states.
         value_shift: how many tokens later than its key a value is taken.
+        key_windows: averages over neighbouring tokens that a key holds; see `window_weights`.
 
     Raises:
         ConfigError: when there is no target, or the settings don't fit one another.
@@ -141,13 +169,19 @@ class AdapterGenerator(nn.Module):
         normalization: str = "newton_schulz",
         hidden_norm: bool = True,
         value_shift: int = 0,
+        key_windows: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if not targets:
             raise ConfigError("an AdapterGenerator needs at least one target layer, got none")
         rank = state_dim if rank is None else rank
         GeneratorConfig(  # refuses what does not fit
-            state_dim=state_dim, rank=rank, scale=scale, normalization=normalization, value_shift=value_shift
+            state_dim=state_dim,
+            rank=rank,
+            scale=scale,
+            normalization=normalization,
+            value_shift=value_shift,
+            key_windows=tuple(key_windows),
         )
         self.targets = tuple(targets)
         self.hidden_size = hidden_size
@@ -164,6 +198,7 @@ class AdapterGenerator(nn.Module):
                 normalization=normalization,
                 hidden_norm=hidden_norm,
                 value_shift=value_shift,
+                key_windows=key_windows,
             )
             for target in self.targets
         )
@@ -180,6 +215,7 @@ class AdapterGenerator(nn.Module):
             normalization=config.normalization,
             hidden_norm=config.hidden_norm,
             value_shift=config.value_shift,
+            key_windows=config.key_windows,
         )
 
     def __getitem__(self, name: str) -> TargetGenerator:

@@ -26,6 +26,7 @@ class SourceConfig:
         paths: files of `questions` and `text`.
         num_facts: fewest and most facts in a context of `facts`.
         style: arrangement of the text of `facts` (`plain`, `chat`, ...); None: all, at random.
+        attributes: `same` attribute of several things, `distinct` ones, or `mixed`; None: what the style is for.
         num_questions: most questions asked about one context; a `facts` context never has more questions than facts.
         context_tokens: fewest and most tokens of a context; longer ones are cut at a sentence or a token.
         reconstruction: probability that a context of `facts` or `questions` is also to be reconstructed.
@@ -39,6 +40,7 @@ class SourceConfig:
     paths: tuple[str, ...] = ()
     num_facts: tuple[int, ...] = (4, 4)
     style: str | None = None
+    attributes: str | None = None
     num_questions: int = 4
     context_tokens: tuple[int, ...] = (1, 512)
     reconstruction: float = 0.0

@@ -143,7 +143,9 @@ def make_trainer(
         generator[target.name].backward_dtype = getattr(torch, recipe.normalization_backward)
     if recipe.initial_generator is not None:
         read_generator_info(recipe.initial_generator)
-        load_weights(generator, load_file(recipe.initial_generator), recipe.initial_generator)
+        load_weights(
+            generator, load_file(recipe.initial_generator), recipe.initial_generator, may_lack=".window_projs."
+        )
     sampler = ContextSampler(recipe, base.tokenizer)
     trainer = Trainer(recipe, base, generator, sampler, lambda done: describe(recipe, base, trainer, done), progress)
     return trainer

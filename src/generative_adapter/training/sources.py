@@ -108,6 +108,7 @@ class ContextSampler:
                 num_questions=config.num_questions,
                 split="held_out" if held_out else "train",
                 style=config.style,
+                attributes=config.attributes,
             )
             return self.record_item(record, rng, config)
         records = self._records[source][1 if held_out else 0]
