@@ -136,7 +136,9 @@ def test_answers_are_no_longer_than_asked_for(tiny_adapter, max_new_tokens):
         (None, [70, 2, TURN_END, PAD, PAD], "`", 2),  # the model's own, which is another one
         (None, [70, 71, 72, 73, 74], "`abcd", 5),
         (None, [TURN_END, PAD, PAD, PAD, PAD], "", 1),
-        ("b", [70, 72, PAD, PAD, PAD], "`b", 2),  # the generator's own wording
+        ("b", [70, 72, PAD, PAD, PAD], "`", 2),  # the generator's own wording
+        ("ab", [70, 72, 71, 72, 73], "`b", 4),  # of two tokens, the last of which alone ends nothing
+        ("ab", [70, 71, 73, 72, 72], "`acbb", 5),
     ],
 )
 def test_an_answer_ends_at_the_first_token_that_ends_one(tiny_llama_base, monkeypatch, end, row, text, count):
@@ -150,7 +152,8 @@ def test_an_answer_ends_at_the_first_token_that_ends_one(tiny_llama_base, monkey
     monkeypatch.setattr(adapter.base.model, "generate", generate)
     (answer,) = adapter.answer(["Who?"], max_new_tokens=5)
     assert (answer.text, answer.num_generated_tokens) == (text, count)
-    assert options["eos_token_id"] == ([2, TURN_END] if end is None else [2, 72])
+    assert options["eos_token_id"] == {None: [2, TURN_END], "b": [2, 72], "ab": [2]}[end]
+    assert len(options["stopping_criteria"]) == (end == "ab")
     assert options["max_new_tokens"] == 5
 
 

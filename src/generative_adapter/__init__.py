@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "GenerativeAdapter": "contextualizer",
-    "Answer": "contextualizer",
+    "Answer": "base_model.decoding",
     "ContextMemory": "generator.memory",
     "DocumentEntry": "generator.memory",
     "LowRankAdapter": "generator.low_rank",
@@ -41,6 +41,7 @@ _HOMES = {
 __all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from generative_adapter.base_model.decoding import Answer as Answer
     from generative_adapter.base_model.inject import inject as inject
     from generative_adapter.base_model.inject import merge as merge
     from generative_adapter.base_model.loading import BaseModel as BaseModel
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from generative_adapter.checkpoint import save_generator as save_generator
     from generative_adapter.config import GeneratorConfig as GeneratorConfig
     from generative_adapter.config import PromptConfig as PromptConfig
-    from generative_adapter.contextualizer import Answer as Answer
     from generative_adapter.contextualizer import GenerativeAdapter as GenerativeAdapter
     from generative_adapter.generator.generator import AdapterGenerator as AdapterGenerator
     from generative_adapter.generator.low_rank import LowRankAdapter as LowRankAdapter

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from generative_adapter.base_model.capture import capture_block_inputs
+from generative_adapter.base_model.decoding import Answer, greedy_answers
 from generative_adapter.base_model.inject import inject, merge
 from generative_adapter.base_model.loading import BaseModel, load_base_model
 from generative_adapter.base_model.prompts import (
@@ -22,7 +21,6 @@ from generative_adapter.base_model.prompts import (
     context_chunks,
     context_question,
     end_ids,
-    pad_id,
     question_ids,
     start_ids,
 )
@@ -33,21 +31,6 @@ from generative_adapter.generator.low_rank import LowRankAdapter
 from generative_adapter.generator.memory import ContextMemory, DocumentEntry, text_digest
 
 ChunkProgress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One generated text.
-
-    Attributes:
-        text: without the prompt and without special tokens.
-        num_prompt_tokens: tokens the model was given.
-        num_generated_tokens: tokens it produced, the one that ended the answer included.
-    """
-
-    text: str
-    num_prompt_tokens: int
-    num_generated_tokens: int
 
 
 class GenerativeAdapter:
@@ -129,20 +112,19 @@ class GenerativeAdapter:
 
         Raises:
             EmptyContextError: when the text holds nothing but white space.
-            FingerprintMismatchError: when another generator wrote `memory`.
+            FingerprintMismatchError: when another generator wrote `memory`, or this one from another base model.
         """
         chunks = context_chunks(self.base.tokenizer, text, self.checkpoint.config.chunk_tokens)
         if memory is None:
             memory = self.empty_memory()
-        else:
-            memory.check_generator(self.generator_fingerprint)
-        streamed = bool(memory.documents)
+        memory.check_generator(self.generator_fingerprint)
+        self.empty_memory().check_kin(memory)
         before = memory.documents
         digest = text_digest(text)
         num_tokens = 0
         for number, chunk in enumerate(chunks, start=1):
             num_tokens += len(chunk)
-            entry = DocumentEntry(name or f"text-{digest[:8]}", digest, num_tokens, number, streamed)
+            entry = DocumentEntry(name or f"text-{digest[:8]}", digest, num_tokens, number, len(before))
             memory = memory.accumulate(self._read_chunk(chunk, memory), (*before, entry))
             if progress is not None:
                 progress(number, len(chunks))
@@ -221,7 +203,7 @@ class GenerativeAdapter:
             rows = [context_question(prompt, text, asked) for text, asked in zip(contexts, questions, strict=True)]
         prompts = [question_ids(self.base.tokenizer, self.checkpoint.prompt, row) for row in rows]
         with self._adapted(memories, len(questions)):
-            return self._generate(prompts, max_new_tokens, end_ids(self.base.tokenizer, self.checkpoint.prompt))
+            return greedy_answers(self.base, prompts, max_new_tokens, self._end_ids)
 
     def chat(
         self, messages: list[dict[str, str]], memory: ContextMemory | None = None, *, max_new_tokens: int = 256
@@ -245,7 +227,11 @@ class GenerativeAdapter:
         else:
             raise ConfigError(f"{self.base.name} has no chat template, so it can take one question at a time only")
         with self._adapted(memory, 1):
-            return self._generate([ids], max_new_tokens, end_ids(tokenizer, self.checkpoint.prompt))[0].text
+            return greedy_answers(self.base, [ids], max_new_tokens, self._end_ids)[0].text
+
+    @property
+    def _end_ids(self) -> list[int]:
+        return end_ids(self.base.tokenizer, self.checkpoint.prompt)
 
     def _read_chunk(self, chunk: list[int], memory: ContextMemory) -> dict[str, Tensor]:
         start = start_ids(self.base.tokenizer)
@@ -269,33 +255,3 @@ class GenerativeAdapter:
         made = {id(memory): self.adapter(memory) for memory in memories}
         with inject(self.base.model, [made[id(memory)] for memory in memories]):
             yield
-
-    @torch.no_grad()
-    def _generate(self, prompts: list[list[int]], max_new_tokens: int, end: list[int]) -> list[Answer]:
-        if max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        tokenizer, device = self.base.tokenizer, self.base.device
-        own_ends = self.base.model.generation_config.eos_token_id  # several where turns end otherwise than texts
-        ends = {*end[-1:], *(own_ends if isinstance(own_ends, list) else [own_ends])} - {None}
-        width = max(map(len, prompts))
-        pad = pad_id(tokenizer)
-        ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-        output = self.base.model.generate(  # type: ignore[operator]
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=pad,
-            eos_token_id=sorted(ends) or None,
-        )
-        answers = []
-        for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True):
-            stop = next((number for number, token in enumerate(row, start=1) if token in ends), len(row))
-            text: Any = tokenizer.decode(row[:stop], skip_special_tokens=True)
-            answers.append(Answer(text.strip(), len(prompt), stop))
-        return answers

@@ -51,7 +51,7 @@ class FakeModel:
         if progress:
             progress(1, 1)
         words = len(text.split())
-        entry = DocumentEntry(name or "text", text_digest(text), words, 1, streamed=memory is not None)
+        entry = DocumentEntry(name or "text", text_digest(text), words, 1, len(memory.documents) if memory else 0)
         held = memory.documents if memory else ()
         state = torch.full((3, 3), float(words)) + (memory.states["target"] if memory else 0.0)
         return ContextMemory({"target": state}, "generator-1", "base-1", "fake-base", (*held, entry))

@@ -17,8 +17,8 @@ STATE = 11
 NAMES = ("layers.0.o_proj", "layers.5.down_proj")
 
 
-def entry(text: str, *, streamed: bool = False, num_tokens: int = 13) -> DocumentEntry:
-    return DocumentEntry(f"{text}.txt", text_digest(text), num_tokens, 2, streamed)
+def entry(text: str, *, read_after: int = 0, num_tokens: int = 13) -> DocumentEntry:
+    return DocumentEntry(f"{text}.txt", text_digest(text), num_tokens, 2, read_after)
 
 
 def memory(*texts: str, seed: int = 0, scale: float = 1.0, entries: tuple[DocumentEntry, ...] = ()) -> ContextMemory:
@@ -98,7 +98,7 @@ def test_documents_are_told_by_their_text_not_by_their_name() -> None:
         a - other_text
 
 
-STREAM = (entry("a"), entry("b", streamed=True))
+STREAM = (entry("a"), entry("b", read_after=1))
 
 
 @pytest.mark.parametrize("text", ["a", "b"])
@@ -108,11 +108,25 @@ def test_a_stream_is_not_taken_apart(text: str) -> None:
         memory(entries=STREAM) - memory(text)
 
 
-def test_a_document_beside_a_stream_can_be_forgotten() -> None:
+@pytest.mark.parametrize("first", [True, False])
+def test_a_document_beside_a_stream_can_be_forgotten(first: bool) -> None:
     stream, apart = memory(entries=STREAM, seed=1), memory("c", seed=2)
-    left = stream + apart - apart
+    left = (apart + stream if first else stream + apart) - apart
     assert_states_close(left, stream)
     assert left.documents == STREAM
+
+
+def test_only_what_a_stream_saw_is_held_by_it() -> None:
+    """c and d apart, b after a, and a second reading of a after the stream: b saw one document, c and d none."""
+    entries = (entry("c"), entry("d"), *STREAM, entry("a"))
+    held = memory(entries=entries)
+    assert (held - memory("c") - memory("d")).documents == (*STREAM, entry("a"))
+    assert (held - memory("a") - memory("c")).documents == (entry("d"), *STREAM)
+    with pytest.raises(DataError, match=r"'a.txt' can't be forgotten"):
+        held - memory("a") - memory("a")
+    seen_by_all = (entry("c"), entry("d"), entry("b", read_after=2))
+    with pytest.raises(DataError, match=r"'c.txt' can't be forgotten"):
+        memory(entries=seen_by_all) - memory("c")
 
 
 def test_the_copy_of_a_streamed_document_that_was_read_apart_can_be_forgotten() -> None:

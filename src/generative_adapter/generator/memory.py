@@ -32,14 +32,20 @@ class DocumentEntry:
         sha256: hex digest of the text in UTF-8.
         num_tokens: tokens of the text.
         num_chunks: chunks it was read in.
-        streamed: whether it was read as the continuation of what came before; then it can't be forgotten on its own.
+        read_after: how many of the documents just before it in its memory it was read as the continuation of; those,
+            and itself, can't be forgotten on their own.
     """
 
     name: str
     sha256: str
     num_tokens: int
     num_chunks: int
-    streamed: bool = False
+    read_after: int = 0
+
+    @property
+    def streamed(self) -> bool:
+        """Whether it was read as the continuation of others."""
+        return self.read_after > 0
 
 
 def text_digest(text: str) -> str:
@@ -96,7 +102,7 @@ class ContextMemory:
         Raises:
             FingerprintMismatchError: when another generator or base model wrote `other`.
         """
-        self._check_kin(other)
+        self.check_kin(other)
         return self.accumulate(other.states, self.documents + other.documents)
 
     def __sub__(self, other: ContextMemory) -> ContextMemory:
@@ -104,10 +110,10 @@ class ContextMemory:
 
         Raises:
             FingerprintMismatchError: when another generator or base model wrote `other`.
-            DataError: when a document of `other` isn't held, or was streamed (here or in `other`) or is followed by a
-                streamed one, so that its part can't be told from the rest.
+            DataError: when a document of `other` isn't held, or was streamed (here or in `other`), or another was read
+                as its continuation, so that its part can't be told from the rest.
         """
-        self._check_kin(other)
+        self.check_kin(other)
         left = list(self.documents)
         for document in other.documents:
             same = [i for i, held in enumerate(left) if held.sha256 == document.sha256]
@@ -116,13 +122,13 @@ class ContextMemory:
                 raise DataError(
                     f"the memory does not hold {document.name!r}, so it can't be forgotten; it holds {held}"
                 )
-            index = next((i for i in reversed(same) if not left[i].streamed), same[0])
-            if document.streamed or left[index].streamed or any(entry.streamed for entry in left[index + 1 :]):
+            free = [i for i in same if not _in_a_stream(left, i)]
+            if document.streamed or not free:
                 raise DataError(
                     f"{document.name!r} can't be forgotten: it was read as part of a stream, so later text was read "
                     "under its influence; read documents separately and add their memories instead"
                 )
-            del left[index]
+            del left[free[-1]]
         states = {name: state - other.states[name].to(state) for name, state in self.states.items()}
         if not left:
             states = {name: torch.zeros_like(state) for name, state in states.items()}
@@ -186,7 +192,8 @@ class ContextMemory:
                 "generator, or read the context again with this one"
             )
 
-    def _check_kin(self, other: ContextMemory) -> None:
+    def check_kin(self, other: ContextMemory) -> None:
+        """Raises FingerprintMismatchError unless the same generator wrote `other` from the same base model."""
         other.check_generator(self.generator_fingerprint, "the other memory")
         if other.base_fingerprint != self.base_fingerprint:
             raise FingerprintMismatchError(
@@ -196,3 +203,9 @@ class ContextMemory:
 
     def _replace(self, states: Mapping[str, Tensor], documents: tuple[DocumentEntry, ...]) -> ContextMemory:
         return ContextMemory(states, self.generator_fingerprint, self.base_fingerprint, self.base_name, documents)
+
+
+def _in_a_stream(documents: list[DocumentEntry], index: int) -> bool:
+    """Whether a document was read after others, or others after it."""
+    later = enumerate(documents[index + 1 :], start=index + 1)
+    return documents[index].streamed or any(at - entry.read_after <= index for at, entry in later)
