@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from generative_adapter.errors import ConfigError
 
-NORMALIZATIONS = ("svd", "frobenius", "newton_schulz")
+NORMALIZATIONS = ("svd", "frobenius", "newton_schulz", "ridge")
 
 T = TypeVar("T")
 
@@ -53,10 +53,10 @@ class GeneratorConfig:
             (`self_attn.v_proj`, `v_proj`).
         layers: indices of the adapted Transformer blocks; None means all.
         state_dim: d_r, width of the square memory of one target.
-        rank: r, rank of the generated update; `newton_schulz` and `frobenius` keep all directions, so there it equals
-            `state_dim`.
+        rank: r, rank of the generated update; all but `svd` keep all directions, so there it equals `state_dim`.
         scale: factor on the generated update (the paper: 1/16 Mistral, 1/8 Llama-2).
-        normalization: `svd`, `frobenius` or `newton_schulz` (eqs. 6-9).
+        normalization: `svd`, `frobenius` or `newton_schulz` (eqs. 6-9), or `ridge`, the least-squares map from keys to
+            values instead.
         hidden_norm: learned RMSNorm on the hidden states before the projections.
         value_shift: the value of token i comes from token i + value_shift of the same chunk (0 in the paper).
         key_windows: exponential averages over neighbouring tokens of the same chunk that a key holds beside the token

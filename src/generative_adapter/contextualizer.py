@@ -83,8 +83,10 @@ class GenerativeAdapter:
 
     def empty_memory(self) -> ContextMemory:
         """The memory of no context, S_0 = 0; its adapter changes nothing."""
-        width = self.generator.state_dim
-        states = {target.name: torch.zeros(width, width, dtype=torch.float64) for target in self.generator.targets}
+        states = {
+            target.name: torch.zeros(self.generator[target.name].state_shape, dtype=torch.float64)
+            for target in self.generator.targets
+        }
         return ContextMemory(states, self.generator_fingerprint, self.base.fingerprint, self.base.name)
 
     def contextualize(

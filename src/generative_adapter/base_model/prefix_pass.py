@@ -23,6 +23,7 @@ from generative_adapter.base_model.capture import on_block_inputs
 from generative_adapter.base_model.inject import add_to_outputs
 from generative_adapter.errors import BaseModelError
 from generative_adapter.generator.generator import AdapterGenerator
+from generative_adapter.generator.normalization import ridge_inverse
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,19 @@ def read_first_chunks(
 
 
 @dataclass(frozen=True)
+class Lookups:
+    """Reads whose weights over the tokens of a context are wanted.
+
+    Attributes:
+        labels: numbers of the supervised positions that read, `[lookups]`.
+        chunks: number of the first chunk that each looks into, `[lookups]`.
+    """
+
+    labels: Tensor
+    chunks: Tensor
+
+
+@dataclass(frozen=True)
 class PassRows:
     """The rows of one pass; a row holds one chunk, or several segments packed behind one another.
 
@@ -98,8 +112,12 @@ def prefix_logits(
     first_chunks: Sequence[FirstChunks],
     rows: PassRows,
     membership: Tensor,
-) -> Tensor:
+    lookups: Lookups | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """Next-token logits at the supervised positions, in row-major order: `[num_supervised, vocabulary]`.
+
+    With `lookups` also the weights with which the reads look up context tokens, `[targets, lookups, tokens]`: a ridge
+    read is W q = sum_j v_j (k_j^T (C + lambda I)^-1 q), and the bracket is the weight of token j.
 
     Args:
         model: the frozen base model.
@@ -108,6 +126,7 @@ def prefix_logits(
         rows: the rows to run.
         membership: 1 where a written chunk is part of a prefix, `[prefixes, written chunks]`; S = membership @
             increments is the sum of eq. (3) for all prefixes at once.
+        lookups: reads whose weights are wanted; takes `ridge` and contexts of one chunk.
     """
     by_layer: dict[int, list[str]] = {}
     for target in generator.targets:
@@ -121,8 +140,13 @@ def prefix_logits(
         polar = polar.to(dtype)
         return torch.cat([polar, polar.new_zeros(1, *polar.shape[1:])]) if plain else polar
 
-    groups = [generator.write(group.hidden, group.mask) for group in first_chunks]
-    first = {target.name: torch.cat([group[target.name] for group in groups]) for target in generator.targets}
+    first: dict[str, Tensor] = {}
+    first_keys: dict[str, list[Tensor]] = {}
+    for target in generator.targets:
+        each = generator[target.name]
+        pairs = [each.keys_and_values(group.hidden[target.layer], group.mask) for group in first_chunks]
+        first[target.name] = torch.cat([each.pair(keys, values) for keys, values in pairs])
+        first_keys[target.name] = [keys for keys, _ in pairs]
     normalized: dict[str, Tensor] = {}
     if not len(rows.writers):  # everything is known beforehand: one normalisation for all targets
         states = torch.einsum("pw,twij->tpij", membership, torch.stack(list(first.values())))
@@ -134,10 +158,18 @@ def prefix_logits(
         written = hidden[rows.writers, rows.num_start_tokens :]
         for name in by_layer[layer]:
             increments = torch.cat([first[name], generator[name].write(written, writer_mask)])
-            normalized[name] = prepare(generator.normalize(torch.einsum("pw,wij->pij", membership, increments)))
+            normalized[name] = prepare(generator[name].normalize(torch.einsum("pw,wij->pij", membership, increments)))
+
+    queries: dict[str, Tensor] = {}
 
     def make_update(name: str) -> Callable[[Tensor], Tensor]:
-        return lambda inputs: generator[name].read(inputs, normalized[name][read_index])
+        def update(inputs: Tensor) -> Tensor:
+            if lookups is not None:
+                wanted = inputs[rows.supervised][lookups.labels]
+                queries[name] = (wanted @ generator[name].query_proj.to(wanted.dtype).mT).float()
+            return generator[name].read(inputs, normalized[name][read_index])
+
+        return update
 
     updates = {target.name: make_update(target.name) for target in generator.targets}
     with (
@@ -151,7 +183,24 @@ def prefix_logits(
             position_ids=segment_positions(rows.segments),
             use_cache=False,
         )
-    return output.logits
+    if lookups is None:
+        return output.logits, None
+    strengths = torch.stack([generator[name].ridge_strength for name in first]).view(-1, 1, 1, 1)
+    _, inverses = ridge_inverse(torch.stack(list(first.values())), strengths)  # of each chunk alone
+    asked = torch.stack([queries[name] for name in first])
+    longest = max(group.mask.shape[1] for group in first_chunks)
+    weights = asked.new_zeros(*asked.shape[:2], longest)
+    offset = 0
+    for number in range(len(first_chunks)):
+        keys = torch.stack([first_keys[name][number] for name in first])
+        for row in range(keys.shape[1]):
+            here = (lookups.chunks == offset + row).nonzero().squeeze(1)
+            if len(here):
+                solved = inverses[:, offset + row] @ asked[:, here].mT
+                found = (keys[:, row] @ solved).mT
+                weights[:, here, : found.shape[-1]] = found
+        offset += keys.shape[1]
+    return output.logits, weights
 
 
 @contextmanager

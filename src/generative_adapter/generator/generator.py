@@ -6,6 +6,7 @@ Plain torch on plain tensors: which module a target is, and where its hidden sta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 from generative_adapter.config import GeneratorConfig, TargetShape
 from generative_adapter.errors import ConfigError
 from generative_adapter.generator.low_rank import LowRankAdapter, LowRankFactors
-from generative_adapter.generator.normalization import factorize, normalize
+from generative_adapter.generator.normalization import factorize, normalize, ridge
 
 _NORM_EPSILON = 1e-6
+_FIRST_RIDGE = 0.03
 
 
 class TargetGenerator(nn.Module):
@@ -29,7 +31,8 @@ class TargetGenerator(nn.Module):
     | `query_proj`  | B2    | `[d_r, d_in]`  |
     | `output_proj` | A1    | `[d_out, d_r]` |
 
-    and with `key_windows`, beyond the paper, one `window_projs[i]` `[d_r, d_h]` a window.
+    and beyond the paper, with `key_windows` one `window_projs[i]` `[d_r, d_h]` a window, and with `ridge` the logarithm
+    of its strength, `log_ridge` `[1]`.
 
     `output_proj` starts at zero, so that an untrained generator leaves the base model unchanged, and so do the
     `window_projs`, so that keys start as the paper's; the others start Kaiming-normal.
@@ -63,10 +66,27 @@ class TargetGenerator(nn.Module):
         self.output_proj = nn.Parameter(torch.zeros(out_features, state_dim))
         for projection in (self.value_proj, self.key_proj, self.query_proj):
             nn.init.kaiming_normal_(projection, nonlinearity="linear")
+        self.log_ridge = nn.Parameter(torch.tensor([math.log(_FIRST_RIDGE)])) if normalization == "ridge" else None
         self.window_projs = nn.ParameterList(torch.zeros(state_dim, hidden_size) for _ in self.key_windows)
 
     def write(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """What one chunk adds to the memory: A2 H^T H B1, eq. (3), arXiv:2411.05877.
+
+        Args:
+            hidden: H, `[batch, tokens, d_h]`, any float type; projected in that type, summed in float32.
+            mask: True for real tokens, `[batch, tokens]`, padding on the right; None when all are real.
+
+        Returns:
+            `[batch, d_r, d_r]`, float32; for `ridge` `[batch, 2 d_r, d_r]`, with the sum of k_i k_i^T below.
+        """
+        return self.pair(*self.keys_and_values(hidden, mask))
+
+    def pair(self, keys: Tensor, values: Tensor) -> Tensor:
+        """The sum over tokens of v_i k_i^T, and for `ridge` of k_i k_i^T below it; see `write`."""
+        return (torch.cat([values, keys], dim=-1) if self.normalization == "ridge" else values).mT @ keys
+
+    def keys_and_values(self, hidden: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Key k_i and value v_i of every token, `[batch, tokens, d_r]` each, float32; zero keys for padding.
 
         With `value_shift` s the value of token i is taken from token i + s (the last tokens of a chunk: from its last).
         With `key_windows` the key of token i also holds projected averages over its neighbours in the chunk, so that
@@ -74,11 +94,8 @@ class TargetGenerator(nn.Module):
         sum_w P_w sum_j D_w[i, j] h_j, with the exponential averages D_w of `window_weights`.
 
         Args:
-            hidden: H, `[batch, tokens, d_h]`, any float type; projected in that type, summed in float32.
-            mask: True for real tokens, `[batch, tokens]`, padding on the right; None when all are real.
-
-        Returns:
-            `[batch, d_r, d_r]`, float32.
+            hidden: H, `[batch, tokens, d_h]`.
+            mask: True for real tokens, `[batch, tokens]`.
         """
         projections = torch.cat([self.key_proj, self.value_proj, *self.window_projs])
         if self.norm_weight is not None:
@@ -98,10 +115,24 @@ class TargetGenerator(nn.Module):
             values = values.gather(1, source.unsqueeze(-1).expand(batch, tokens, width))
         if mask is not None:
             keys = keys * mask.unsqueeze(-1)
-        return values.mT @ keys
+        return keys, values
+
+    @property
+    def ridge_strength(self) -> Tensor:
+        """Strength of `ridge`'s regularisation, `[1]`; only a generator with that normalisation has one."""
+        assert self.log_ridge is not None
+        return self.log_ridge.exp()
+
+    @property
+    def state_shape(self) -> tuple[int, int]:
+        """Shape of the memory S: `[d_r, d_r]`, or `[2 d_r, d_r]` for `ridge`."""
+        width = self.value_proj.shape[0]
+        return (2 * width if self.normalization == "ridge" else width, width)
 
     def normalize(self, state: Tensor) -> Tensor:
-        """norm(S), eqs. (6)-(8), for states `[..., d_r, d_r]`."""
+        """norm(S), eqs. (6)-(8), for states of `state_shape`: `[..., d_r, d_r]`."""
+        if self.log_ridge is not None:
+            return ridge(state, self.log_ridge.exp())
         return normalize(state, self.normalization, self.rank, self.backward_dtype)
 
     def read(self, inputs: Tensor, normalized: Tensor) -> Tensor:
@@ -119,8 +150,11 @@ class TargetGenerator(nn.Module):
         return (queries @ normalized.to(dtype).mT) @ (self.scale * self.output_proj).to(dtype).mT
 
     def factors(self, state: Tensor) -> LowRankFactors:
-        """The low-rank factors scale * A1 U and V^T B2 of one state `[d_r, d_r]`, eq. (9), arXiv:2411.05877."""
-        left, right = factorize(state, self.normalization, self.rank)
+        """The low-rank factors scale * A1 U and V^T B2 of one state, eq. (9), arXiv:2411.05877."""
+        if self.log_ridge is not None:
+            left, right = self.normalize(state), None
+        else:
+            left, right = factorize(state, self.normalization, self.rank)
         down = self.query_proj if right is None else right @ self.query_proj
         return LowRankFactors(down=down, up=self.scale * (self.output_proj @ left))
 
@@ -149,7 +183,7 @@ class AdapterGenerator(nn.Module):
         state_dim: d_r.
         rank: r; None: the same as `state_dim`. Only `svd` can have a smaller one.
         scale: factor on the generated update.
-        normalization: `svd`, `frobenius` or `newton_schulz`.
+        normalization: `svd`, `frobenius`, `newton_schulz` or `ridge`.
         hidden_norm: learned RMSNorm on the hidden states.
         value_shift: how many tokens later than its key a value is taken.
         key_windows: averages over neighbouring tokens that a key holds; see `window_weights`.
@@ -241,21 +275,23 @@ class AdapterGenerator(nn.Module):
             mask: True for real tokens, `[batch, tokens]`.
 
         Returns:
-            Target name -> `[batch, d_r, d_r]`, float32.
+            Target name -> `[batch, *state_shape]`, float32.
         """
         return {target.name: self[target.name].write(hidden[target.layer], mask) for target in self.targets}
 
     def normalize(self, states: Tensor) -> Tensor:
-        """norm(S), eqs. (6)-(8), of any number of states `[..., d_r, d_r]`; all targets are normalised alike."""
-        first = self.generators[0]
-        assert isinstance(first, TargetGenerator)
-        return first.normalize(states)
+        """norm(S), eqs. (6)-(8), of the states of all targets at once, `[targets, ..., d_r, d_r]`."""
+        generators = [self[target.name] for target in self.targets]
+        strengths = [generator.log_ridge.exp() for generator in generators if generator.log_ridge is not None]
+        if strengths:
+            return ridge(states, torch.stack(strengths).view(-1, *[1] * (states.ndim - 1)))
+        return generators[0].normalize(states)
 
     @torch.no_grad()
     def adapter(self, states: Mapping[str, Tensor]) -> LowRankAdapter:
         """The adapter of a memory, eq. (9), arXiv:2411.05877.
 
         Args:
-            states: target name -> S `[d_r, d_r]`, for every target.
+            states: target name -> S, of `state_shape`, for every target.
         """
         return LowRankAdapter({target.name: self[target.name].factors(states[target.name]) for target in self.targets})

@@ -1,8 +1,8 @@
-"""Normalisation of a context memory (eqs. 6-9): `svd`, `frobenius`, `newton_schulz`, with stable gradients.
+"""Normalisation of a memory: `svd`, `frobenius`, `newton_schulz` (eqs. 6-9) and `ridge`, with stable gradients.
 
-All take a batch of square states `[..., d_r, d_r]` and work in float32. Nothing here is random, so the same state
-gives the same result bit for bit. Leaves out: `torch.svd_lowrank`, whose random start changes the adapter from call to
-call.
+The first three take a batch of square states `[..., d_r, d_r]`; all work in float32. Nothing here is random, so the
+same state gives the same result bit for bit. Leaves out: `torch.svd_lowrank`, whose random start changes the adapter from
+call to call.
 """
 
 from __future__ import annotations
@@ -66,6 +66,32 @@ def frobenius(state: Tensor) -> Tensor:
     """M / ||M||_F (section 5.1 of the paper), for states `[..., d_r, d_r]`."""
     squares = state.square().sum(dim=(-2, -1), keepdim=True)
     return state * torch.rsqrt(squares.clamp_min(_TINY))
+
+
+def ridge_inverse(state: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
+    """S and (C + strength * tr(C) / d_r * I)^-1 of `ridge`; see there."""
+    values, keys = state.float().chunk(2, dim=-2)
+    mean = keys.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp_min(_TINY)
+    identity = torch.eye(keys.shape[-1], device=keys.device)
+    inverse: Tensor = torch.linalg.inv_ex(keys + strength * mean * identity).inverse
+    return values, inverse
+
+
+def ridge(state: Tensor, strength: Tensor) -> Tensor:
+    """The least-squares map from keys to values, S (C + strength * tr(C) / d_r * I)^-1; differentiable.
+
+    Read with one of its own keys it gives that key's value, however much keys have in common, where the polar factor
+    gives mostly what the values have in common. Both sums are additive over chunks, as S of eq. (3) is.
+
+    Args:
+        state: S = sum_i v_i k_i^T above C = sum_i k_i k_i^T, `[..., 2 d_r, d_r]`.
+        strength: of the regularisation, relative to C's mean eigenvalue, positive, broadcast over `[..., d_r, d_r]`.
+
+    Returns:
+        `[..., d_r, d_r]`, float32. An all-zero state gives zeros.
+    """
+    values, inverse = ridge_inverse(state, strength)
+    return values @ inverse
 
 
 def newton_schulz(state: Tensor, backward_dtype: torch.dtype = torch.float32) -> Tensor:

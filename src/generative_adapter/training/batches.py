@@ -31,12 +31,14 @@ class Segment:
         num_prompt: leading tokens that are given, not predicted; at least 1.
         level: chunks of the context in the adapter that is read, 1 .. T.
         objective: one of `OBJECTIVES`.
+        found_at: for each target token the context token it stands at, -1 where it stands nowhere; empty: not known.
     """
 
     ids: tuple[int, ...]
     num_prompt: int
     level: int
     objective: str
+    found_at: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,9 @@ class Batch:
         labels: token ids to predict at `rows.supervised`, row-major, `[supervised]`.
         objectives: index into `OBJECTIVES` of each label, `[supervised]`.
         item_index: the context each label belongs to, counted in the items given, `[supervised]`.
+        found_at: the token of the context's only chunk that each label stands at, -1 where it is not known,
+            `[supervised]`.
+        chunk_index: number of that chunk among the written ones, `[supervised]`.
         segment_index: number of the segment or completion row each label belongs to, `[supervised]`.
         num_real_tokens: tokens that aren't padding, first chunks included.
         num_computed_tokens: tokens that are computed.
@@ -82,6 +87,8 @@ class Batch:
     labels: Tensor
     objectives: Tensor
     item_index: Tensor
+    found_at: Tensor
+    chunk_index: Tensor
     segment_index: Tensor
     num_real_tokens: int
     num_computed_tokens: int
@@ -152,7 +159,8 @@ def assemble(items: Sequence[ContextItem], *, pad_id: int, start_ids: Sequence[i
         for chunk_number in range(1, level + 1):
             membership[prefix, written[i, chunk_number]] = 1
     writers = [index for index, row in enumerate(rows) if row.writes is not None]
-    return _tensors(first, rows, writers, membership, pad_id, len(start))
+    only_chunk = [written[i, 1] if len(item.chunks) == 1 else -1 for i, item in enumerate(items)]
+    return _tensors(first, rows, writers, membership, only_chunk, pad_id, len(start))
 
 
 def _size_class(num_tokens: int) -> int:
@@ -165,6 +173,7 @@ def _tensors(
     rows: list[_Row],
     writers: list[int],
     membership: Tensor,
+    only_chunk: list[int],
     pad_id: int,
     num_start_tokens: int,
 ) -> Batch:
@@ -174,6 +183,8 @@ def _tensors(
     kinds: list[int] = []
     owners: list[int] = []
     numbers: list[int] = []
+    found_at: list[int] = []
+    chunks: list[int] = []
     number = 0
     for index, row in enumerate(rows):
         at = 0
@@ -186,6 +197,9 @@ def _tensors(
                 kinds += [OBJECTIVES.index(segment.objective)] * len(predicted)
                 owners += [row.item] * len(predicted)
                 numbers += [number] * len(predicted)
+                known = segment.found_at if only_chunk[row.item] >= 0 else ()
+                found_at += known or (-1,) * len(predicted)
+                chunks += [only_chunk[row.item]] * len(predicted)
                 number += 1
             at += size
     if not labels:
@@ -207,6 +221,8 @@ def _tensors(
         torch.tensor(labels),
         torch.tensor(kinds),
         torch.tensor(owners),
+        torch.tensor(found_at),
+        torch.tensor(chunks),
         torch.tensor(numbers),
         num_real_tokens=int((segments > 0).sum()) + sum(int((inner > 0).sum()) for _, inner in first),
         num_computed_tokens=segments.numel() + sum(inner.numel() for _, inner in first),

@@ -137,13 +137,22 @@ class Trainer:
             own = self.processes.share(items, [item.num_tokens for item in items])
             batches = self.batches(own) if own else []
             counts = self._sum(count_labels(batches))
+            shift = self.recipe.generator.value_shift
+            num_lookups = sum(int((batch.found_at >= shift).sum()) for batch in batches)
+            num_lookups = self.processes.sums([num_lookups], self.base.device)[0]
+        lookups = torch.zeros(2)
         self.generator.train()
         sums: dict[str, float] = dict.fromkeys(OBJECTIVES, 0.0)
         total = 0.0
         for batch in batches:
             with _timed(seconds, "forward"):
-                result = token_losses(self.base, self.generator, batch, self.recipe.attention)
+                result = token_losses(
+                    self.base, self.generator, batch, self.recipe.attention, self.recipe.lookup_weight > 0
+                )
                 loss = weighted_loss(result.losses, batch.objectives, counts, self._weights)
+                if result.lookup_losses is not None and result.lookup_correct is not None:
+                    loss = loss + self.recipe.lookup_weight * result.lookup_losses.sum() / max(1, num_lookups)
+                    lookups += torch.stack([result.lookup_losses.detach().sum(), result.lookup_correct.sum()]).cpu()
             total += loss.item()
             for index, name in enumerate(OBJECTIVES):
                 sums[name] += result.losses.detach()[batch.objectives == index].sum().item()
@@ -169,6 +178,9 @@ class Trainer:
         self.progress.num_computed_tokens += int(computed)
         self._note_health(healthy, step, total, norm)
         losses = {f"{name}_loss": sums[name] / counts[name] for name in OBJECTIVES if counts[name]}
+        if self.recipe.lookup_weight > 0 and num_lookups:
+            found = self.processes.sums(lookups.tolist(), self.base.device)
+            losses |= {"lookup_loss": found[0] / num_lookups, "lookup_accuracy": found[1] / num_lookups}
         times = {f"{name}_seconds": value for name, value in seconds.items()}
         return {
             "loss": total,

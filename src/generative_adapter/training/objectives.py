@@ -10,9 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from generative_adapter.base_model.loading import BaseModel
-from generative_adapter.base_model.prefix_pass import PassRows, attention_kernel, prefix_logits, read_first_chunks
+from generative_adapter.base_model.prefix_pass import (
+    Lookups,
+    PassRows,
+    attention_kernel,
+    prefix_logits,
+    read_first_chunks,
+)
 from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.training.batches import OBJECTIVES, Batch
+
+LOOKUP_SHARPNESS = 10.0
 
 
 @dataclass(frozen=True)
@@ -22,14 +30,18 @@ class TokenLosses:
     Attributes:
         losses: -log P of each label, `[supervised]`, float32, with gradients.
         correct: whether the label was the likeliest token, `[supervised]`.
+        lookup_losses: of each read whose token is known, mean over targets, `[lookups]`.
+        lookup_correct: share of targets whose largest weight is at the right token, `[lookups]`.
     """
 
     losses: Tensor
     correct: Tensor
+    lookup_losses: Tensor | None = None
+    lookup_correct: Tensor | None = None
 
 
 def token_losses(
-    base: BaseModel, generator: AdapterGenerator, batch: Batch, attention: str | None = None
+    base: BaseModel, generator: AdapterGenerator, batch: Batch, attention: str | None = None, lookup: bool = False
 ) -> TokenLosses:
     """-log P(x_i | x_<i, Theta_base + Delta) of every supervised token, eq. (5), arXiv:2411.05877.
 
@@ -38,6 +50,8 @@ def token_losses(
         generator: gets gradients.
         batch: the pass.
         attention: attention kernel of the rows with gradients, `eager` or `sdpa`; None: the model's own.
+        lookup: also the losses of looking answers up: cross-entropy of the softmax over the context's tokens of
+            `LOOKUP_SHARPNESS` times the weights of a read, at the token whose value is the answer's next token.
     """
     rows, device = batch.rows, base.device
     first = [
@@ -52,10 +66,22 @@ def token_losses(
         rows.supervised.to(device),
         rows.num_start_tokens,
     )
+    shift = generator[generator.targets[0].name].value_shift
+    known = (batch.found_at >= shift).nonzero().squeeze(1).to(device) if lookup else None
+    lookups = None if known is None or not len(known) else Lookups(known, batch.chunk_index.to(device)[known])
     with attention_kernel(base.model, attention):
-        logits = prefix_logits(base.model, generator, first, moved, batch.membership.to(device)).float()
+        logits, weights = prefix_logits(base.model, generator, first, moved, batch.membership.to(device), lookups)
+    logits = logits.float()
     labels = batch.labels.to(device)
-    return TokenLosses(F.cross_entropy(logits, labels, reduction="none"), logits.detach().argmax(-1) == labels)
+    losses, correct = F.cross_entropy(logits, labels, reduction="none"), logits.detach().argmax(-1) == labels
+    if lookups is None or weights is None:
+        return TokenLosses(losses, correct)
+    lengths = torch.cat([group.mask.sum(1) for group in first])[lookups.chunks]
+    outside = torch.arange(weights.shape[-1], device=device) >= lengths.unsqueeze(1)
+    scores = (LOOKUP_SHARPNESS * weights).masked_fill(outside, -torch.inf)
+    right = (batch.found_at.to(device)[lookups.labels] - shift).expand(len(scores), -1)
+    found = F.cross_entropy(scores.flatten(0, 1), right.flatten(), reduction="none").view(right.shape)
+    return TokenLosses(losses, correct, found.mean(0), (scores.detach().argmax(-1) == right).float().mean(0))
 
 
 def count_labels(batches: Sequence[Batch]) -> dict[str, int]:

@@ -100,6 +100,8 @@ class TrainingRecipe:
         answer_weight: weight of the answer loss (mean over answer tokens).
         reconstruction_weight: weight of the reconstruction loss (mean over its tokens), eq. (5).
         completion_weight: weight of the completion loss (mean over its tokens), eq. (5).
+        lookup_weight: weight of looking answers up at the token of the context where they stand, for contexts of one
+            chunk and `ridge`; beyond the paper.
         checkpoint_seconds: time between checkpoints.
         evaluation_steps: steps between held-out evaluations; 0: none but the last.
         evaluation_contexts: held-out contexts of each source in an evaluation.
@@ -132,6 +134,7 @@ class TrainingRecipe:
     answer_weight: float = 1.0
     reconstruction_weight: float = 1.0
     completion_weight: float = 1.0
+    lookup_weight: float = 0.0
     checkpoint_seconds: float = 180.0
     evaluation_steps: int = 200
     evaluation_contexts: int = 32

@@ -6,11 +6,13 @@ each file's records, chosen by hash, is held out for evaluation. Leaves out: lay
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import random
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -131,7 +133,8 @@ class ContextSampler:
         for question in questions[: config.num_questions]:
             asked = question_ids(self.tokenizer, prompt, question.question)
             answer = answer_ids(self.tokenizer, prompt, question.answers[0])
-            segments.append(Segment((*asked, *answer), len(asked), len(chunks), "answer"))
+            found_at = _found_at(self.tokenizer, record.context, chunks[0], question.answers[0], len(answer))
+            segments.append(Segment((*asked, *answer), len(asked), len(chunks), "answer", found_at))
         if rng.random() < config.reconstruction or not segments:
             segments += self._reconstructions(chunks)
         return ContextItem(tuple(map(tuple, chunks)), tuple(segments))
@@ -163,6 +166,22 @@ class ContextSampler:
             for level, chunk in enumerate(chunks, start=1)
             if len(start) + len(chunk) > 1
         ]
+
+
+def _found_at(
+    tokenizer: PreTrainedTokenizerBase, context: str, chunk: Sequence[int], answer: str, num_target: int
+) -> tuple[int, ...]:
+    """Context token at which each target token of an answer stands; -1 for what ends it, () when it stands nowhere."""
+    start = context.find(answer)
+    if start < 0 or not tokenizer.is_fast:
+        return ()
+    read: Any = tokenizer(context, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
+    asked: Any = tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
+    if read["input_ids"] != list(chunk) or len(asked["input_ids"]) > num_target:
+        return ()
+    ends = [end for _, end in read["offset_mapping"]]
+    found = [bisect.bisect_right(ends, start + begin) for begin, _ in asked["offset_mapping"]]
+    return (*found, *[-1] * (num_target - len(found)))
 
 
 def _askable(items: list[ContextItem]) -> list[ContextItem]:
