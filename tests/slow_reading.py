@@ -102,7 +102,7 @@ def inference_reader(model: nn.Module, generator: AdapterGenerator, start: Seque
 
     def read(chunks: Sequence[Sequence[int]]) -> list[Callable[[Sequence[int]], Tensor]]:
         adapters: list[LowRankAdapter | None] = [None]
-        states = {target.name: torch.zeros(generator.state_dim, generator.state_dim) for target in generator.targets}
+        states = {target.name: torch.zeros(generator[target.name].state_shape) for target in generator.targets}
         for chunk in chunks:
             before = adapters[-1]
             with inject(model, before) if before else nullcontext(), torch.no_grad():
@@ -118,7 +118,7 @@ def inference_reader(model: nn.Module, generator: AdapterGenerator, start: Seque
 def slow_write(target: TargetGenerator, hidden: Tensor) -> Tensor:
     """Eq. (3), token by token: the sum of (A2 h_j) k_i^T, j the token that the value of i is taken from, k_i = B1^T h_i
     and what the windows add."""
-    state = torch.zeros(target.value_proj.shape[0], target.value_proj.shape[0])
+    state = torch.zeros(target.state_shape)
     normed = [h / (h.square().mean() + 1e-6).sqrt() * target.norm_weight for h in hidden]
     for i in range(len(normed)):
         j = min(i + target.value_shift, len(normed) - 1)
@@ -127,7 +127,8 @@ def slow_write(target: TargetGenerator, hidden: Tensor) -> Tensor:
             seen = normed[i::-1] if window > 0 else normed[i + 1 :]
             for distance, h in enumerate(seen):
                 key = key + (1 - 1 / abs(window)) ** distance / abs(window) * (projection @ h)
-        state = state + torch.outer(target.value_proj @ normed[j], key)
+        value = target.value_proj @ normed[j]
+        state = state + torch.outer(torch.cat([value, key]) if target.normalization == "ridge" else value, key)
     return state
 
 
@@ -136,6 +137,10 @@ def slow_normalize(target: TargetGenerator, state: Tensor) -> Tensor:
     if target.normalization == "svd":
         left, _, right = torch.linalg.svd(state)
         return left[:, : target.rank] @ right[: target.rank]
+    if target.normalization == "ridge":
+        values, keys = state.chunk(2)
+        strength = target.ridge_strength * keys.trace() / len(keys)
+        return torch.linalg.solve(keys + strength * torch.eye(len(keys)), values.T).T
     polar = state / state.square().sum().sqrt()
     if target.normalization == "newton_schulz":
         for a, b, c in _POLAR_EXPRESS:

@@ -30,7 +30,7 @@ class Nested:
         ({"rank": 129}, r"generator.rank must lie in 1..state_dim \(128\), got 129"),
         ({"rank": 64}, "newton_schulz keeps all 128 directions: set generator.rank to 128, or use normalization: svd"),
         ({"rank": 64, "normalization": "frobenius"}, "frobenius keeps all 128 directions"),
-        ({"normalization": "SVD"}, "must be one of svd, frobenius, newton_schulz, got 'SVD'"),
+        ({"normalization": "SVD"}, "must be one of svd, frobenius, newton_schulz, ridge, got 'SVD'"),
         ({"scale": 0.0}, "generator.scale must be positive"),
         ({"scale": float("nan")}, "generator.scale must be positive, got nan"),
         ({"value_shift": -1}, "generator.value_shift must not be negative"),

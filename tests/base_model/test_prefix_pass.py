@@ -26,7 +26,9 @@ from tiny_models import BEGIN, VOCABULARY, randomize, tiny_base, tiny_config
 def parallel(model: nn.Module, generator: AdapterGenerator, layout: Layout) -> Tensor:
     skipped = layout.rows.num_start_tokens
     first = [read_first_chunks(model, generator.layers, ids, segments, skipped) for ids, segments in layout.first]
-    return prefix_logits(model, generator, first, layout.rows, layout.membership)
+    logits, weights = prefix_logits(model, generator, first, layout.rows, layout.membership)
+    assert weights is None
+    return logits
 
 
 def random_generator(base: BaseModel, seed: int = 3, **settings: object) -> AdapterGenerator:

@@ -13,7 +13,7 @@ from generative_adapter.generator.generator import AdapterGenerator, TargetGener
 
 HIDDEN, IN, OUT, STATE, RANK, TOKENS = 13, 17, 19, 11, 7, 23
 SCALE = 0.3
-METHODS = [("svd", RANK), ("svd", STATE), ("frobenius", STATE), ("newton_schulz", STATE)]
+METHODS = [("svd", RANK), ("svd", STATE), ("frobenius", STATE), ("newton_schulz", STATE), ("ridge", STATE)]
 
 
 def make_target(
@@ -212,9 +212,11 @@ def test_one_token_gives_one_direction(normalization: str, rank: int) -> None:
     hidden = random(1, 1, HIDDEN)
     value, key = target.value_proj @ hidden[0, 0], target.key_proj @ hidden[0, 0]
     unit = torch.outer(value / value.norm(), key / key.norm())
+    if normalization == "ridge":  # the value for its key, less the regularisation's share
+        unit = torch.outer(value, key) / (key.square().sum() * (1 + target.ridge_strength / STATE))
     expected = SCALE * target.output_proj @ unit @ target.query_proj
     delta = target.factors(target.write(hidden)[0]).delta()
-    tolerance = 2e-3 if normalization == "newton_schulz" else 1e-5
+    tolerance = {"newton_schulz": 2e-3, "ridge": 1e-4}.get(normalization, 1e-5)
     assert (delta - expected).norm() < tolerance * expected.norm()
 
 
@@ -271,7 +273,7 @@ def test_an_untrained_generator_changes_nothing_and_learns() -> None:
 @pytest.mark.parametrize(("normalization", "rank"), METHODS)
 def test_the_adapter_of_no_context_is_zero(normalization: str, rank: int) -> None:
     generator = make_generator(normalization, rank)
-    adapter = generator.adapter({target.name: torch.zeros(STATE, STATE) for target in generator.targets})
+    adapter = generator.adapter({t.name: torch.zeros(generator[t.name].state_shape) for t in generator.targets})
     for factors in adapter.values():
         assert torch.isfinite(factors.up).all() and torch.isfinite(factors.down).all()
         assert not factors.delta().any()
@@ -365,7 +367,7 @@ def test_a_generator_from_a_config_takes_over_every_setting() -> None:
         ({"rank": RANK}, "newton_schulz keeps all 11 directions"),
         ({"rank": RANK, "normalization": "frobenius"}, "frobenius keeps all 11 directions"),
         ({"rank": STATE + 1, "normalization": "svd"}, r"rank must lie in 1..state_dim \(11\), got 12"),
-        ({"normalization": "qr"}, "must be one of svd, frobenius, newton_schulz, got 'qr'"),
+        ({"normalization": "qr"}, "must be one of svd, frobenius, newton_schulz, ridge, got 'qr'"),
         ({"value_shift": -1}, "value_shift must not be negative"),
     ],
 )

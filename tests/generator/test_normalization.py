@@ -13,6 +13,7 @@ from generative_adapter.generator.normalization import (
     frobenius,
     newton_schulz,
     normalize,
+    ridge,
 )
 
 WIDTH, RANK = 11, 7
@@ -293,3 +294,62 @@ def test_half_precision_states_are_normalised_in_float32() -> None:
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown normalisation 'qr'"):
         normalize(torch.eye(3), "qr", 3)
+
+
+# -------------------------------------------------------------------------------------------------------------- ridge
+
+
+def key_value_state(keys: Tensor, values: Tensor) -> Tensor:
+    """The sum of v k^T above the sum of k k^T, for keys and values one a row."""
+    return torch.cat([values.mT @ keys, keys.mT @ keys], dim=-2)
+
+
+def test_ridge_is_the_regression_of_values_on_keys() -> None:
+    """Against NumPy's least squares with the regularisation as extra rows."""
+    keys, values = random_states(23, WIDTH), random_states(23, WIDTH, seed=2)
+    strength = 0.3
+    penalty = float(strength * keys.square().sum() / WIDTH)
+    rows = numpy.concatenate([keys.double().numpy(), numpy.sqrt(penalty) * numpy.eye(WIDTH)])
+    wanted = numpy.concatenate([values.double().numpy(), numpy.zeros((WIDTH, WIDTH))])
+    expected = torch.from_numpy(numpy.linalg.lstsq(rows, wanted, rcond=None)[0].T)
+    actual = ridge(key_value_state(keys, values), torch.tensor([strength]))
+    torch.testing.assert_close(actual.double(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_ridge_tells_keys_apart_that_are_nearly_the_same() -> None:
+    """Four keys with a large common part each give their own value; the polar factor mixes them."""
+    keys = 5 * random_states(1, WIDTH) + 0.5 * random_states(4, WIDTH, seed=2)
+    values = torch.eye(4, WIDTH)
+    state = key_value_state(keys, values)
+    exact = keys @ ridge(state, torch.tensor([1e-5])).mT
+    assert (exact[:, :4].argmax(-1) == torch.arange(4)).all() and (exact - values).norm() < 0.2 * values.norm()
+    mixed = keys @ newton_schulz(state[:WIDTH]).mT
+    assert (mixed[:, :4] / mixed[:, :4].sum(-1, keepdim=True)).diagonal().max() < 0.6
+
+
+def test_ridge_has_exact_gradients_and_no_random_part() -> None:
+    keys = torch.randn(7, 5, generator=torch.Generator().manual_seed(1))
+    values = torch.randn(7, 5, generator=torch.Generator().manual_seed(2))
+    weights = torch.randn(5, 5, generator=torch.Generator().manual_seed(3)).double()
+
+    def loss(strength: Tensor, move: Tensor) -> Tensor:
+        return (ridge(key_value_state(keys + move, values), strength).double() * weights).sum()
+
+    strength, move = torch.tensor([0.2], requires_grad=True), torch.zeros(7, 5, requires_grad=True)
+    slopes = torch.autograd.grad(loss(strength, move), (strength, move))
+    step = 1e-2
+    with torch.no_grad():
+        slope = (loss(strength + step, move) - loss(strength - step, move)) / (2 * step)
+        assert slope.item() == pytest.approx(slopes[0].item(), rel=2e-2)
+        direction = torch.randn(7, 5, generator=torch.Generator().manual_seed(4))
+        slope = (loss(strength, step * direction) - loss(strength, -step * direction)) / (2 * step)
+        assert slope.item() == pytest.approx((slopes[1] * direction).sum().item(), rel=2e-2)
+        assert torch.equal(
+            ridge(key_value_state(keys, values), strength), ridge(key_value_state(keys, values), strength)
+        )
+
+
+def test_ridge_of_nothing_is_zero_and_of_nan_is_nan() -> None:
+    assert not ridge(torch.zeros(2, 10, 5), torch.tensor([0.03])).any()
+    broken = ridge(torch.full((1, 10, 5), torch.nan), torch.tensor([0.03]))
+    assert torch.isnan(broken).all()

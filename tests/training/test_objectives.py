@@ -130,6 +130,75 @@ def test_correct_marks_the_likeliest_token(base: BaseModel, random_generator: Ca
     assert result.losses[result.correct] < result.losses[~result.correct]
 
 
+def inputs_of_targets(
+    base: BaseModel, generator: AdapterGenerator, adapter: LowRankAdapter, ids: Sequence[int]
+) -> dict[str, Tensor]:
+    """What each target linear is given for each token, `[tokens, d_in]`."""
+    inputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda _module, args: inputs.update({name: args[0][0]})
+
+    handles = [base.model.get_submodule(t.name).register_forward_pre_hook(keep(t.name)) for t in generator.targets]
+    with inject(base.model, adapter), torch.no_grad():
+        base.model(input_ids=torch.tensor([list(ids)]))
+    for handle in handles:
+        handle.remove()
+    return inputs
+
+
+def test_lookup_losses_are_those_of_every_read_alone(
+    base: BaseModel, random_generator: Callable[..., AdapterGenerator]
+) -> None:
+    """Two contexts of one chunk in one pass, against the reads of each question under its adapter, target by target."""
+    generator = random_generator(normalization="ridge", value_shift=1, key_windows=(3, -2))
+    contexts = [(11, 12, 13, 14, 15, 16), (31, 32, 33)]
+    found = [(4, 2, -1), (0, 2)]  # the first token of a context is no key's value: not looked up
+    questions = [(21, 22, 23, 15, 13, 1), (24, 25, 31, 33)]
+    items = [
+        ContextItem((chunk,), (Segment(ids, len(ids) - len(at), 1, "answer", at),))
+        for chunk, ids, at in zip(contexts, questions, found, strict=True)
+    ]
+    result = token_losses(base, generator, assemble(items, pad_id=0, start_ids=(), row_tokens=16), lookup=True)
+    expected: list[float] = []
+    correct: list[float] = []
+    for chunk, ids, at in zip(contexts, questions, found, strict=True):
+        hidden = capture_block_inputs(base.model, generator.layers, torch.tensor([chunk]))
+        states = {name: state[0] for name, state in generator.write(hidden).items()}
+        inputs = inputs_of_targets(base, generator, generator.adapter(states), ids)
+        for number, token in enumerate(at):
+            if token < 1:
+                continue
+            losses, hits = [], []
+            for target in generator.targets:
+                each = generator[target.name]
+                keys, values = (part[0] for part in each.keys_and_values(hidden[target.layer]))
+                query = each.query_proj @ inputs[target.name][len(ids) - len(at) - 1 + number]
+                gram = keys.T @ keys
+                gram = gram + each.ridge_strength * gram.trace() / len(gram) * torch.eye(len(gram))
+                weights = keys @ torch.linalg.solve(gram, query)
+                torch.testing.assert_close(values.T @ weights, each.normalize(states[target.name]) @ query)
+                losses.append(-(10 * weights).log_softmax(0)[token - 1].item())
+                hits.append(float(weights.argmax() == token - 1))
+            expected.append(sum(losses) / len(losses))
+            correct.append(sum(hits) / len(hits))
+    assert result.lookup_losses is not None and result.lookup_correct is not None
+    assert sorted(result.lookup_losses.tolist()) == pytest.approx(sorted(expected), rel=1e-3)
+    assert sorted(result.lookup_correct.tolist()) == pytest.approx(sorted(correct))
+    assert len(expected) == 3
+    result.lookup_losses.sum().backward()
+    for target in generator.targets:
+        gradient = generator[target.name].key_proj.grad
+        assert gradient is not None and gradient.abs().max() > 0
+
+
+def test_nothing_is_looked_up_where_it_is_not_known(
+    base: BaseModel, random_generator: Callable[..., AdapterGenerator]
+) -> None:
+    batch = assemble(random_items(1, ()), pad_id=0, start_ids=(), row_tokens=24)
+    assert token_losses(base, random_generator(normalization="ridge"), batch, lookup=True).lookup_losses is None
+
+
 def test_weighted_loss_by_hand() -> None:
     losses = torch.tensor([1.0, 2.0, 4.0, 8.0])
     kinds = torch.tensor([0, 0, 1, 2])

@@ -1,8 +1,8 @@
 """Normalisation of a memory: `svd`, `frobenius`, `newton_schulz` (eqs. 6-9) and `ridge`, with stable gradients.
 
 The first three take a batch of square states `[..., d_r, d_r]`; all work in float32. Nothing here is random, so the
-same state gives the same result bit for bit. Leaves out: `torch.svd_lowrank`, whose random start changes the adapter from
-call to call.
+same state gives the same result bit for bit. Leaves out: `torch.svd_lowrank`, whose random start changes the adapter
+from call to call.
 """
 
 from __future__ import annotations

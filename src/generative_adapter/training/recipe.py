@@ -157,6 +157,11 @@ class TrainingRecipe:
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("learning_rate", "gradient_clip", "checkpoint_seconds"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        require(self.lookup_weight >= 0, f"lookup_weight must not be negative, got {self.lookup_weight}")
+        require(
+            self.lookup_weight == 0 or self.generator.normalization == "ridge",
+            f"lookup_weight needs generator.normalization: ridge, not {self.generator.normalization}",
+        )
         require(0 <= self.decay_share <= 1, f"decay_share must lie in 0..1, got {self.decay_share}")
         require(len(self.adam_betas) == 2, f"adam_betas must be two numbers, got {list(self.adam_betas)}")
 
