@@ -287,6 +287,18 @@ def test_initial_generator_of_another_form(
     assert not (tmp_path / "other").exists()
 
 
+def test_looking_up_is_learnt_and_logged(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """With ridge and its lookup loss: finite, in every line of metrics, and the generator written can be read."""
+    folder = tmp_path / "lookup"
+    overrides = ["generator.normalization=ridge", "lookup_weight=1", "log_steps=1", "num_steps=3"]
+    result = run_training(write_recipe(), overrides, output=folder)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["kind"] == "training" and "lookup_loss" in line]
+    assert steps and all(line["lookup_loss"] > 0 and 0 <= line["lookup_accuracy"] <= 1 for line in steps)
+    assert result.num_skipped == 0
+    assert sum(name.endswith("log_ridge") for name in weights(folder)) > 0
+
+
 def test_initial_generator_that_is_none(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no generator file"):
         run_training(write_recipe(initial_generator=str(tmp_path / "none.safetensors")))
