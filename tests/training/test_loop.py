@@ -163,7 +163,9 @@ def break_steps(monkeypatch: pytest.MonkeyPatch, steps: Callable[[int], bool], h
     """Makes the loss or the gradient of some steps (one pass each) NaN; gives the list of passes."""
     calls: list[int] = []
 
-    def broken(base: BaseModel, generator: AdapterGenerator, batch: Batch, attention: str, lookup: bool) -> TokenLosses:
+    def broken(
+        base: BaseModel, generator: AdapterGenerator, batch: Batch, attention: str, lookup: bool = False
+    ) -> TokenLosses:
         result = token_losses(base, generator, batch, attention, lookup)
         if not torch.is_grad_enabled():
             return result
