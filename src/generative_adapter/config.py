@@ -61,6 +61,8 @@ class GeneratorConfig:
         value_shift: the value of token i comes from token i + value_shift of the same chunk (0 in the paper).
         key_windows: exponential averages over neighbouring tokens of the same chunk that a key holds beside the token
             itself (none in the paper): w > 0 averages about w tokens up to the token, w < 0 about |w| after it.
+        window_gates: learned gates that end these averages, as at the end of a sentence (none in the paper).
+        write_gate: learned gate on how strongly a token is written to the memory (none in the paper).
         chunk_tokens: length of a context chunk in tokens.
     """
 
@@ -73,6 +75,8 @@ class GeneratorConfig:
     hidden_norm: bool = True
     value_shift: int = 0
     key_windows: tuple[int, ...] = ()
+    window_gates: bool = False
+    write_gate: bool = False
     chunk_tokens: int = 1024
 
     def __post_init__(self) -> None:
@@ -97,6 +101,9 @@ class GeneratorConfig:
         require(
             0 not in self.key_windows and len(set(self.key_windows)) == len(self.key_windows),
             f"generator.key_windows must be different non-zero token counts, got {list(self.key_windows)}",
+        )
+        require(
+            not self.window_gates or len(self.key_windows) > 0, "generator.window_gates needs generator.key_windows"
         )
         require(self.chunk_tokens > 0, f"generator.chunk_tokens must be positive, got {self.chunk_tokens}")
 

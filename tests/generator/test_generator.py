@@ -23,6 +23,7 @@ def make_target(
     hidden_norm: bool = True,
     value_shift: int = 0,
     key_windows: Sequence[int] = (),
+    gates: bool = False,
 ) -> TargetGenerator:
     """A target whose every weight is random, also those that start at zero or one."""
     torch.manual_seed(11)
@@ -37,9 +38,14 @@ def make_target(
         hidden_norm=hidden_norm,
         value_shift=value_shift,
         key_windows=key_windows,
+        window_gates=gates and len(key_windows) > 0,
+        write_gate=gates,
     )
     with torch.no_grad():
         target.output_proj.normal_()
+        for gate in (target.gate_proj, target.gate_bias, target.write_proj, target.write_bias):
+            if gate is not None:
+                gate.normal_()
         for projection in target.window_projs:
             projection.normal_()
         if target.norm_weight is not None:
@@ -53,22 +59,37 @@ def random(*shape: int, seed: int = 3) -> Tensor:
 
 def slow_write(target: TargetGenerator, hidden: Tensor) -> Tensor:
     """Eq. (3) one token at a time, in NumPy's float64: the sum of (A2 h_j) k_i^T, j = i + shift, k_i = B1^T h_i and,
-    with windows, the averages over the tokens up to i or after it."""
+    with windows, the averages over the tokens up to i or after it, with all gates."""
     value_proj, key_proj = (p.detach().double().numpy() for p in (target.value_proj, target.key_proj))
     rows = [row for row in hidden.double().numpy()]
     if target.norm_weight is not None:
         weight = target.norm_weight.detach().double().numpy()
         rows = [weight * row / numpy.sqrt(sum(x * x for x in row) / len(row) + 1e-6) for row in rows]
     state = numpy.zeros((STATE, STATE))
+
+    def gate(projection: Tensor | None, bias: Tensor | None, number: int, row: int) -> float:
+        if projection is None or bias is None:
+            return 1.0
+        logit = projection[number].detach().double().numpy() @ rows[row] + bias[number].item()
+        return 1 / (1 + numpy.exp(-logit))
+
     for i in range(len(rows)):
         j = min(i + target.value_shift, len(rows) - 1)
         key = key_proj @ rows[i]
-        for window, projection in zip(target.key_windows, target.window_projs, strict=True):
-            seen = range(i, -1, -1) if window > 0 else range(i + 1, len(rows))
-            share = 1 / abs(window)
-            for k in seen:
-                key = key + share * (projection.detach().double().numpy() @ rows[k])
+        for number, (window, projection) in enumerate(zip(target.key_windows, target.window_projs, strict=True)):
+            share, step = 1 / abs(window), 1 if window < 0 else -1
+            k = i if window > 0 else i + 1
+            if window < 0 and k < len(rows):
+                share *= gate(target.gate_proj, target.gate_bias, 2 * number, k)
+            while 0 <= k < len(rows):
+                counts = gate(target.gate_proj, target.gate_bias, 2 * number + 1, k)
+                key = key + share * counts * (projection.detach().double().numpy() @ rows[k])
                 share *= 1 - 1 / abs(window)
+                passed = k if window > 0 else k + 1  # going back one leaves token k behind, going on one takes k + 1 in
+                if passed < len(rows):
+                    share *= gate(target.gate_proj, target.gate_bias, 2 * number, passed)
+                k += step
+        key = key * gate(target.write_proj, target.write_bias, 0, j)
         state += numpy.outer(value_proj @ rows[j], key)
     return torch.from_numpy(state)
 
@@ -90,8 +111,11 @@ def make_generator(normalization: str = "svd", rank: int = RANK) -> AdapterGener
 @pytest.mark.parametrize("key_windows", [(), (1,), (-1,), (4, 16, -8)])
 @pytest.mark.parametrize("value_shift", [0, 1, 2])
 @pytest.mark.parametrize("hidden_norm", [True, False])
-def test_write_is_a_sum_of_outer_products(hidden_norm: bool, value_shift: int, key_windows: tuple[int, ...]) -> None:
-    target = make_target(hidden_norm=hidden_norm, value_shift=value_shift, key_windows=key_windows)
+@pytest.mark.parametrize("gates", [True, False])
+def test_write_is_a_sum_of_outer_products(
+    gates: bool, hidden_norm: bool, value_shift: int, key_windows: tuple[int, ...]
+) -> None:
+    target = make_target(hidden_norm=hidden_norm, value_shift=value_shift, key_windows=key_windows, gates=gates)
     hidden = random(2, TOKENS, HIDDEN) * 5
     expected = torch.stack([slow_write(target, row) for row in hidden])
     torch.testing.assert_close(target.write(hidden).double(), expected, atol=1e-3, rtol=1e-4)
@@ -99,9 +123,10 @@ def test_write_is_a_sum_of_outer_products(hidden_norm: bool, value_shift: int, k
 
 @pytest.mark.parametrize("key_windows", [(), (4, 16, -8)])
 @pytest.mark.parametrize("value_shift", [0, 1, 2, 5])
-def test_write_sees_real_tokens_only(value_shift: int, key_windows: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("gates", [True, False])
+def test_write_sees_real_tokens_only(gates: bool, value_shift: int, key_windows: tuple[int, ...]) -> None:
     """Rows of every length, also no token and fewer tokens than the shift, padded with large numbers."""
-    target = make_target(value_shift=value_shift, key_windows=key_windows)
+    target = make_target(value_shift=value_shift, key_windows=key_windows, gates=gates)
     lengths = [TOKENS, 1, 2, 0, 3, 7]
     hidden = random(len(lengths), TOKENS, HIDDEN)
     mask = torch.zeros(len(lengths), TOKENS, dtype=torch.bool)
@@ -151,6 +176,19 @@ def test_weights_of_a_window_come_near_one_and_fade(window: int) -> None:
     assert middle.sum().item() == pytest.approx(1.0, abs=1e-5)
     assert (middle[101:] if window > 0 else middle[:101]).abs().max() == 0
     torch.testing.assert_close(near[1:10] / near[:9], torch.full((9,), 2 / 3))
+
+
+def test_a_closed_gate_ends_an_average_and_drops_a_token() -> None:
+    """Gates of tokens 3 and 6 closed: averages reach neither over nor into what lies behind them."""
+    open_, closed = 0.0, -100.0
+    log_gates = torch.full((1, 9), open_)
+    log_gates[0, [3, 6]] = closed
+    back, ahead = window_weights(4, 9, log_gates=log_gates)[0], window_weights(-4, 9, log_gates=log_gates)[0]
+    torch.testing.assert_close(window_weights(4, 9, log_gates=torch.zeros(1, 9))[0], window_weights(4, 9))
+    assert (back[4] > 1e-6).nonzero().flatten().tolist() == [3, 4]
+    assert (back[5] > 1e-6).nonzero().flatten().tolist() == [3, 4, 5]
+    assert (ahead[4] > 1e-6).nonzero().flatten().tolist() == [5]
+    assert (ahead[6] > 1e-6).nonzero().flatten().tolist() == [7, 8]
 
 
 def test_new_windows_start_without_effect() -> None:
@@ -228,10 +266,13 @@ def test_a_short_context_gives_an_update_of_its_own_rank(num_tokens: int) -> Non
     assert (values > 1e-4 * values[0]).sum() == num_tokens
 
 
-@pytest.mark.parametrize(("normalization", "rank"), METHODS)
-def test_gradients_of_the_whole_chain(normalization: str, rank: int) -> None:
+@pytest.mark.parametrize(
+    ("normalization", "rank", "gates"),
+    [*((*method, False) for method in METHODS), ("frobenius", STATE, True), ("ridge", STATE, True)],
+)
+def test_gradients_of_the_whole_chain(normalization: str, rank: int, gates: bool) -> None:
     """write -> normalize -> read: the slope along a random change of each weight, by central differences."""
-    target = make_target(normalization, rank, value_shift=1)
+    target = make_target(normalization, rank, value_shift=1, key_windows=(4, -3) if gates else (), gates=gates)
     hidden, inputs, weights = random(2, TOKENS, HIDDEN), random(2, 5, IN, seed=4), random(2, 5, OUT, seed=6).double()
     mask = torch.arange(TOKENS) < torch.tensor([[TOKENS], [9]])
 
@@ -245,7 +286,7 @@ def test_gradients_of_the_whole_chain(normalization: str, rank: int) -> None:
         # Half along the gradient, so that the slope is well above float32's rounding.
         noise = random(*parameter.shape, seed=20 + seed)
         direction = gradient / gradient.norm() + 0.5 * noise / noise.norm()
-        step = 2e-3 * parameter.detach().norm()
+        step = 2e-3 * parameter.detach().norm().clamp_min(1.0)
         with torch.no_grad():
             original = parameter.clone()
             ends = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,22 @@ def test_the_first_update_has_the_learning_rate_as_its_size(
     for name, parameter in generator.named_parameters():
         size = (parameter.detach() - before[name]).square().mean().sqrt().item()
         assert 0.5e-3 < size < 1.5e-3, (name, size)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("rate", [0.0, 0.25])
+def test_all_but_the_outputs_learn_at_their_own_rate(
+    kind: str, rate: float, random_generator: Callable[..., AdapterGenerator]
+) -> None:
+    generator = random_generator(value_shift=1, key_windows=(3, -2), window_gates=True, write_gate=True)
+    before = with_gradients(generator)
+    optimizer = build_optimizer(dataclasses.replace(recipe(kind), memory_rate=rate), generator)
+    optimizer.set_learning_rate(1e-3)
+    optimizer.step()
+    for name, parameter in generator.named_parameters():
+        size = (parameter.detach() - before[name]).square().mean().sqrt().item()
+        expected = 1e-3 * (1.0 if name.endswith(".output_proj") else rate)
+        assert size == pytest.approx(expected, rel=0.5, abs=1e-9), name
 
 
 def test_muon_orthogonalises_and_leaves_the_norms_to_adamw(random_generator: Callable[..., AdapterGenerator]) -> None:

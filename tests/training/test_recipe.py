@@ -94,6 +94,7 @@ def test_overrides(plain: Path) -> None:
         ("normalization_backward=float16", "normalization_backward must be float32 or bfloat16"),
         ("adam_betas=[0.9]", "adam_betas"),
         ("decay_share=2", "decay_share"),
+        ("memory_rate=-1", "memory_rate must not be negative"),
         ("lookup_weight=-1", "lookup_weight must not be negative"),
         ("lookup_weight=1", "needs generator.normalization: ridge, not newton_schulz"),
         ("prompt.question=no place", "must hold {question}"),

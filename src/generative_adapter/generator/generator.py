@@ -19,6 +19,7 @@ from generative_adapter.generator.normalization import factorize, normalize, rid
 
 _NORM_EPSILON = 1e-6
 _FIRST_RIDGE = 0.03
+_OPEN_GATE = 5.0
 
 
 class TargetGenerator(nn.Module):
@@ -31,11 +32,13 @@ class TargetGenerator(nn.Module):
     | `query_proj`  | B2    | `[d_r, d_in]`  |
     | `output_proj` | A1    | `[d_out, d_r]` |
 
-    and beyond the paper, with `key_windows` one `window_projs[i]` `[d_r, d_h]` a window, and with `ridge` the logarithm
-    of its strength, `log_ridge` `[1]`.
+    and beyond the paper, with `key_windows` one `window_projs[i]` `[d_r, d_h]` a window (with `window_gates` also
+    `gate_proj` `[2 windows, d_h]` and `gate_bias` `[2 windows]`), with `write_gate` `write_proj` `[1, d_h]` and
+    `write_bias` `[1]`, and with `ridge` the logarithm of its strength, `log_ridge` `[1]`.
 
     `output_proj` starts at zero, so that an untrained generator leaves the base model unchanged, and so do the
-    `window_projs`, so that keys start as the paper's; the others start Kaiming-normal.
+    `window_projs`, so that keys start as the paper's, and `gate_proj`, so that gates start nearly open; the others
+    start Kaiming-normal.
     """
 
     def __init__(
@@ -51,6 +54,8 @@ class TargetGenerator(nn.Module):
         hidden_norm: bool = True,
         value_shift: int = 0,
         key_windows: Sequence[int] = (),
+        window_gates: bool = False,
+        write_gate: bool = False,
     ) -> None:
         super().__init__()
         self.rank = rank
@@ -68,6 +73,10 @@ class TargetGenerator(nn.Module):
             nn.init.kaiming_normal_(projection, nonlinearity="linear")
         self.log_ridge = nn.Parameter(torch.tensor([math.log(_FIRST_RIDGE)])) if normalization == "ridge" else None
         self.window_projs = nn.ParameterList(torch.zeros(state_dim, hidden_size) for _ in self.key_windows)
+        self.gate_proj = nn.Parameter(torch.zeros(2 * len(self.key_windows), hidden_size)) if window_gates else None
+        self.gate_bias = nn.Parameter(torch.full((2 * len(self.key_windows),), _OPEN_GATE)) if window_gates else None
+        self.write_proj = nn.Parameter(torch.zeros(1, hidden_size)) if write_gate else None
+        self.write_bias = nn.Parameter(torch.full((1,), _OPEN_GATE)) if write_gate else None
 
     def write(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """What one chunk adds to the memory: A2 H^T H B1, eq. (3), arXiv:2411.05877.
@@ -91,28 +100,43 @@ class TargetGenerator(nn.Module):
         With `value_shift` s the value of token i is taken from token i + s (the last tokens of a chunk: from its last).
         With `key_windows` the key of token i also holds projected averages over its neighbours in the chunk, so that
         the name of a thing, some tokens away from what is told of it, is in the key: k_i = B1^T h_i +
-        sum_w P_w sum_j D_w[i, j] h_j, with the exponential averages D_w of `window_weights`.
+        sum_w P_w sum_j D_w[i, j] h_j, with the exponential averages D_w of `window_weights`; with `window_gates` an
+        average ends where the gate sigmoid(g_w h_t + b_w) of a token t on the way closes, as at the end of a sentence,
+        and token j counts by a gate of its own, as the words of a name do. With `write_gate` a pair is written with
+        strength sigmoid(u h + c), h being the token that the value is taken from.
 
         Args:
             hidden: H, `[batch, tokens, d_h]`.
             mask: True for real tokens, `[batch, tokens]`.
         """
-        projections = torch.cat([self.key_proj, self.value_proj, *self.window_projs])
+        gates = [proj for proj in (self.gate_proj, self.write_proj) if proj is not None]
+        projections = torch.cat([self.key_proj, self.value_proj, *self.window_projs, *gates])
         if self.norm_weight is not None:
             exact = hidden.float()
             hidden = (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + _NORM_EPSILON)).to(hidden.dtype)
             projections = projections * self.norm_weight
-        keys, values, *neighbours = (hidden @ projections.to(hidden.dtype).mT).float().split(len(self.key_proj), dim=-1)
-        for window, projected in zip(self.key_windows, neighbours, strict=True):
+        width = len(self.key_proj)
+        sizes = [width] * (2 + len(self.key_windows)) + [len(gate) for gate in gates]
+        keys, values, *neighbours = (hidden @ projections.to(hidden.dtype).mT).float().split(sizes, dim=-1)
+        strength = None if self.write_bias is None else torch.sigmoid(neighbours.pop() + self.write_bias)
+        log_gates = None if self.gate_bias is None else nn.functional.logsigmoid(neighbours.pop() + self.gate_bias)
+        for index, (window, projected) in enumerate(zip(self.key_windows, neighbours, strict=True)):
             if mask is not None and window < 0:  # padding lies on the right: only averages over later tokens reach it
                 projected = projected * mask.unsqueeze(-1)
-            keys = keys + window_weights(window, projected.shape[1], projected.device) @ projected
+            gate = None
+            if log_gates is not None:
+                gate = log_gates[..., 2 * index]
+                projected = projected * log_gates[..., 2 * index + 1 : 2 * index + 2].exp()
+            keys = keys + window_weights(window, projected.shape[1], projected.device, gate) @ projected
         if self.value_shift:
             batch, tokens, width = values.shape
             positions = torch.arange(tokens, device=values.device)
             lengths = torch.full((batch,), tokens, device=values.device) if mask is None else mask.sum(-1)
             source = torch.minimum(positions + self.value_shift, (lengths - 1).clamp_min(0).unsqueeze(-1))
             values = values.gather(1, source.unsqueeze(-1).expand(batch, tokens, width))
+            strength = None if strength is None else strength.gather(1, source.unsqueeze(-1).expand(batch, tokens, 1))
+        if strength is not None:
+            keys = keys * strength
         if mask is not None:
             keys = keys * mask.unsqueeze(-1)
         return keys, values
@@ -159,7 +183,9 @@ class TargetGenerator(nn.Module):
         return LowRankFactors(down=down, up=self.scale * (self.output_proj @ left))
 
 
-def window_weights(window: int, num_tokens: int, device: torch.device | None = None) -> Tensor:
+def window_weights(
+    window: int, num_tokens: int, device: torch.device | None = None, log_gates: Tensor | None = None
+) -> Tensor:
     """Weights D[i, j] of token j in the average that token i sees, `[tokens, tokens]`, float32.
 
     Args:
@@ -167,11 +193,19 @@ def window_weights(window: int, num_tokens: int, device: torch.device | None = N
             D[i, j] = (1 - 1/|w|)^(j - i - 1) / |w| for j > i.
         num_tokens: tokens of the chunk.
         device: where the weights are made.
+        log_gates: logarithm of each token's gate, `[batch, tokens]`; the weights, `[batch, tokens, tokens]`, are then
+            multiplied by the gates of all tokens after the earlier of i and j, up to and with the later.
     """
     positions = torch.arange(num_tokens, device=device, dtype=torch.float32)
     distance = positions.unsqueeze(1) - positions if window > 0 else positions - positions.unsqueeze(1) - 1
     width = abs(window)
-    return torch.where(distance >= 0, (1 - 1 / width) ** distance.clamp_min(0) / width, 0.0)
+    reached = distance >= 0
+    weights = torch.where(reached, (1 - 1 / width) ** distance.clamp_min(0) / width, 0.0)
+    if log_gates is None:
+        return weights
+    passed = log_gates.cumsum(-1)
+    product = passed.unsqueeze(2) - passed.unsqueeze(1)
+    return weights * (product if window > 0 else -product).masked_fill(~reached, 0.0).exp()
 
 
 class AdapterGenerator(nn.Module):
@@ -187,6 +221,8 @@ class AdapterGenerator(nn.Module):
         hidden_norm: learned RMSNorm on the hidden states.
         value_shift: how many tokens later than its key a value is taken.
         key_windows: averages over neighbouring tokens that a key holds; see `window_weights`.
+        window_gates: whether tokens can end these averages, such as the end of a sentence.
+        write_gate: whether tokens can be written weakly or not at all.
 
     Raises:
         ConfigError: when there is no target, or the settings don't fit one another.
@@ -204,6 +240,8 @@ class AdapterGenerator(nn.Module):
         hidden_norm: bool = True,
         value_shift: int = 0,
         key_windows: Sequence[int] = (),
+        window_gates: bool = False,
+        write_gate: bool = False,
     ) -> None:
         super().__init__()
         if not targets:
@@ -216,6 +254,8 @@ class AdapterGenerator(nn.Module):
             normalization=normalization,
             value_shift=value_shift,
             key_windows=tuple(key_windows),
+            window_gates=window_gates,
+            write_gate=write_gate,
         )
         self.targets = tuple(targets)
         self.hidden_size = hidden_size
@@ -233,6 +273,8 @@ class AdapterGenerator(nn.Module):
                 hidden_norm=hidden_norm,
                 value_shift=value_shift,
                 key_windows=key_windows,
+                window_gates=window_gates,
+                write_gate=write_gate,
             )
             for target in self.targets
         )
@@ -250,6 +292,8 @@ class AdapterGenerator(nn.Module):
             hidden_norm=config.hidden_norm,
             value_shift=config.value_shift,
             key_windows=config.key_windows,
+            window_gates=config.window_gates,
+            write_gate=config.write_gate,
         )
 
     def __getitem__(self, name: str) -> TargetGenerator:

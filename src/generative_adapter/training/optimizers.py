@@ -32,7 +32,7 @@ class CombinedOptimizer:
         """Sets the learning rate of every group, in AdamW's units."""
         for optimizer, factor in zip(self.optimizers, self._factors, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate * factor
+                group["lr"] = learning_rate * factor * group["rate"]
 
     @torch.no_grad()
     def step(self) -> None:
@@ -77,10 +77,17 @@ def build_optimizer(recipe: TrainingRecipe, generator: AdapterGenerator) -> Comb
     Raises:
         MissingDependencyError: when Muon is asked for and this torch has none.
     """
-    projections = [parameter for parameter in generator.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in generator.parameters() if parameter.ndim <= 1]
+    rates: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in generator.named_parameters():
+        slow = recipe.memory_rate != 1 and not name.endswith(".output_proj")
+        rates.setdefault((parameter.ndim > 1, slow), []).append(parameter)
+
+    def groups(projections: bool) -> list[dict[str, Any]]:
+        sides = ((False, 1.0), (True, recipe.memory_rate))
+        return [{"params": rates[projections, slow], "rate": r} for slow, r in sides if (projections, slow) in rates]
+
     first, second = recipe.adam_betas
-    adam_groups: list[dict[str, Any]] = [{"params": others, "weight_decay": 0.0}] if others else []
+    adam_groups = [{**group, "weight_decay": 0.0} for group in groups(False)]
     optimizers: list[Optimizer] = []
     if recipe.optimizer == "muon":
         try:
@@ -89,9 +96,9 @@ def build_optimizer(recipe: TrainingRecipe, generator: AdapterGenerator) -> Comb
             raise MissingDependencyError(
                 f"optimizer: muon needs torch 2.9 or newer, this is {torch.__version__}; pip install 'torch>=2.9'"
             ) from error
-        optimizers.append(Muon(projections, lr=0.0, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(Muon(groups(True), lr=0.0, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"))
     else:
-        adam_groups.insert(0, {"params": projections, "weight_decay": recipe.weight_decay})
+        adam_groups[:0] = [{**group, "weight_decay": recipe.weight_decay} for group in groups(True)]
     if adam_groups:
         optimizers.append(AdamW(adam_groups, lr=0.0, betas=(first, second)))
     return CombinedOptimizer(optimizers)

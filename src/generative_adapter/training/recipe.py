@@ -91,6 +91,8 @@ class TrainingRecipe:
             passes as it needs, with the same gradient.
         row_tokens: questions are packed into rows of at most this many tokens.
         learning_rate: peak learning rate; Muon's is scaled to AdamW's units (RMS of an early update).
+        memory_rate: factor on the learning rate of all but the output projections; below 1 keeps what an
+            `initial_generator` knows of writing and looking up while outputs are learned, 0 freezes it.
         warmup_steps: steps of linear warm-up.
         decay_share: last part of the run in which the learning rate falls linearly; 1 is the paper's schedule.
         final_learning_rate: what it falls to, as a part of the peak.
@@ -125,6 +127,7 @@ class TrainingRecipe:
     micro_batch_tokens: int = 16384
     row_tokens: int = 128
     learning_rate: float = 2e-3
+    memory_rate: float = 1.0
     warmup_steps: int = 100
     decay_share: float = 1.0
     final_learning_rate: float = 0.0
@@ -157,6 +160,7 @@ class TrainingRecipe:
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("learning_rate", "gradient_clip", "checkpoint_seconds"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        require(self.memory_rate >= 0, f"memory_rate must not be negative, got {self.memory_rate}")
         require(self.lookup_weight >= 0, f"lookup_weight must not be negative, got {self.lookup_weight}")
         require(
             self.lookup_weight == 0 or self.generator.normalization == "ridge",

@@ -133,7 +133,9 @@ class ContextSampler:
         for question in questions[: config.num_questions]:
             asked = question_ids(self.tokenizer, prompt, question.question)
             answer = answer_ids(self.tokenizer, prompt, question.answers[0])
-            found_at = _found_at(self.tokenizer, record.context, chunks[0], question.answers[0], len(answer))
+            found_at: tuple[int, ...] = ()
+            if self.recipe.lookup_weight > 0:
+                found_at = _found_at(self.tokenizer, record.context, chunks[0], question.answers[0], len(answer))
             segments.append(Segment((*asked, *answer), len(asked), len(chunks), "answer", found_at))
         if rng.random() < config.reconstruction or not segments:
             segments += self._reconstructions(chunks)
