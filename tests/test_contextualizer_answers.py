@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from generative_adapter.base_model.loading import load_base_model
-from generative_adapter.base_model.prompts import chat_ids, context_question, question_ids
+from generative_adapter.base_model.prompts import chat_ids, context_ids, context_question, question_ids
 from generative_adapter.checkpoint import save_generator
 from generative_adapter.config import PromptConfig
 from generative_adapter.contextualizer import GenerativeAdapter
@@ -112,7 +112,9 @@ def test_own_wording_of_a_generator(tiny_llama_base):
     prompt = PromptConfig(question="Q:{question} A:", context="{question}{context}", end="|")
     adapter = GenerativeAdapter(tiny_llama_base, tiny_checkpoint(tiny_llama_base, prompt=prompt))
     assert adapter.answer(["Who?"])[0].num_prompt_tokens == len("Q:Who? A:")
-    assert adapter.answer(["Who?"], contexts=["Ada"])[0].num_prompt_tokens == len("Q:Who?Ada A:")
+    assert adapter.answer(["Who?"], contexts=["Ada"])[0].num_prompt_tokens == len(
+        context_ids(tiny_llama_base.tokenizer, prompt, "Ada", "Who?")
+    )
     assert adapter.chat([{"role": "user", "content": "Who?"}]) == adapter.generate("Who?", max_new_tokens=256)
 
 

@@ -19,7 +19,7 @@ from generative_adapter.base_model.loading import BaseModel, load_base_model
 from generative_adapter.base_model.prompts import (
     chat_ids,
     context_chunks,
-    context_question,
+    context_ids,
     end_ids,
     question_ids,
     start_ids,
@@ -197,13 +197,14 @@ class GenerativeAdapter:
             raise ConfigError("a question is empty; give at least one word")
         if not questions:
             return []
-        rows = questions
-        if contexts is not None:
+        prompt, tokenizer = self.checkpoint.prompt, self.base.tokenizer
+        if contexts is None:
+            prompts = [question_ids(tokenizer, prompt, asked) for asked in questions]
+        else:
             if len(contexts) != len(questions):
                 raise ConfigError(f"{len(questions)} questions need as many contexts, got {len(contexts)}")
-            prompt = self.checkpoint.prompt
-            rows = [context_question(prompt, text, asked) for text, asked in zip(contexts, questions, strict=True)]
-        prompts = [question_ids(self.base.tokenizer, self.checkpoint.prompt, row) for row in rows]
+            pairs = zip(contexts, questions, strict=True)
+            prompts = [context_ids(tokenizer, prompt, text, asked) for text, asked in pairs]
         with self._adapted(memories, len(questions)):
             return greedy_answers(self.base, prompts, max_new_tokens, self._end_ids)
 

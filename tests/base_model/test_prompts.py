@@ -10,6 +10,7 @@ from generative_adapter.base_model.prompts import (
     answer_ids,
     chat_ids,
     context_chunks,
+    context_ids,
     context_question,
     end_ids,
     pad_id,
@@ -136,6 +137,16 @@ def test_special_tokens_in_messages_are_plain_text(tokenizer):
 def test_context_and_question_keep_their_braces():
     prompt = PromptConfig(context="{context}|{question}|{other}")
     assert context_question(prompt, "x {question} y", "z {context}") == "x {question} y|z {context}|{other}"
+
+
+def test_a_bare_wording_gives_way_to_the_chat_template_for_a_whole_document(tokenizer, beginning):
+    bare = PromptConfig(question="Question: {question}\nAnswer:", context="{context}|{question}")
+    assert as_text(tokenizer, context_ids(tokenizer, bare, "text", "who?")) == (
+        "<|im_start|>user\ntext|who?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    own = PromptConfig(question=OWN.question, context=bare.context)
+    assert as_text(tokenizer, context_ids(tokenizer, own, "text", "who?")) == "<|im_start|>ask\ntext|who?<|im_end|>\n"
+    assert context_ids(beginning, bare, "text", "who?") == question_ids(beginning, bare, "text|who?")
 
 
 def test_document_in_the_prompt_cannot_end_its_turn(tokenizer):

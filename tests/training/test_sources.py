@@ -21,7 +21,7 @@ from generative_adapter.errors import DataError
 from generative_adapter.training import sources
 from generative_adapter.training.batches import ContextItem, Segment
 from generative_adapter.training.recipe import SourceConfig, TrainingRecipe
-from generative_adapter.training.sources import ContextSampler, _found_at
+from generative_adapter.training.sources import ContextSampler, found_at
 
 PARAGRAPH = (
     "The mill at Orrin was built in 1731. Its wheel came from Tarn! Who paid for it? A miller called Bess Quill did.\n"
@@ -304,10 +304,10 @@ def test_where_an_answer_stands_in_its_context(tokenizer: Any) -> None:
     context, answer = "Ada keeps the lilac badge in room 14.", "lilac badge"
     read = tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)
     asked = tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)
-    found = _found_at(tokenizer, context, read["input_ids"], answer, len(asked["input_ids"]) + 1)
+    found = found_at(tokenizer, context, read["input_ids"], answer, len(asked["input_ids"]) + 1)
     assert len(found) == len(asked["input_ids"]) + 1 and found[-1] == -1
     for token, (begin, _) in zip(found, asked["offset_mapping"], strict=False):
         first, last = read["offset_mapping"][token]
         assert first <= context.index(answer) + begin < last
-    assert _found_at(tokenizer, context, read["input_ids"], "no such thing", 4) == ()
-    assert _found_at(tokenizer, context, read["input_ids"][:5], answer, 9) == ()  # a chunk is not the whole text
+    assert found_at(tokenizer, context, read["input_ids"], "no such thing", 4) == ()
+    assert found_at(tokenizer, context, read["input_ids"][:5], answer, 9) == ()  # a chunk is not the whole text

@@ -87,6 +87,19 @@ def context_question(prompt: PromptConfig, context: str, question: str) -> str:
     return re.sub(r"\{context\}|\{question\}", lambda match: values[match[0]], prompt.context)
 
 
+def context_ids(tokenizer: PreTrainedTokenizerBase, prompt: PromptConfig, context: str, question: str) -> list[int]:
+    """Token ids of the prompt that puts a question with the whole context before it, up to where the answer starts.
+
+    A bare wording such as "Question: ... Answer:" was made for a question alone; where the tokenizer has a chat
+    template, the text goes into that instead, since an instruction-tuned base answers best there.
+    """
+    text = context_question(prompt, context, question)
+    bare = prompt.question is not None and not _holds_special_tokens(tokenizer, prompt.question)
+    if bare and tokenizer.chat_template:
+        return chat_ids(tokenizer, [{"role": "user", "content": text}])
+    return question_ids(tokenizer, prompt, text)
+
+
 def answer_ids(tokenizer: PreTrainedTokenizerBase, prompt: PromptConfig, answer: str) -> list[int]:
     """Token ids of an answer as the model is to produce it, with the token that ends it."""
     spaced = answer if _template_ends_turn(tokenizer, prompt) else " " + answer

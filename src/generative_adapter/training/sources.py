@@ -133,10 +133,10 @@ class ContextSampler:
         for question in questions[: config.num_questions]:
             asked = question_ids(self.tokenizer, prompt, question.question)
             answer = answer_ids(self.tokenizer, prompt, question.answers[0])
-            found_at: tuple[int, ...] = ()
+            stands: tuple[int, ...] = ()
             if self.recipe.lookup_weight > 0:
-                found_at = _found_at(self.tokenizer, record.context, chunks[0], question.answers[0], len(answer))
-            segments.append(Segment((*asked, *answer), len(asked), len(chunks), "answer", found_at))
+                stands = found_at(self.tokenizer, record.context, chunks[0], question.answers[0], len(answer))
+            segments.append(Segment((*asked, *answer), len(asked), len(chunks), "answer", stands))
         if rng.random() < config.reconstruction or not segments:
             segments += self._reconstructions(chunks)
         return ContextItem(tuple(map(tuple, chunks)), tuple(segments))
@@ -170,7 +170,7 @@ class ContextSampler:
         ]
 
 
-def _found_at(
+def found_at(
     tokenizer: PreTrainedTokenizerBase, context: str, chunk: Sequence[int], answer: str, num_target: int
 ) -> tuple[int, ...]:
     """Context token at which each target token of an answer stands; -1 for what ends it, () when it stands nowhere."""

@@ -1,0 +1,429 @@
+"""A closed-form start for a generator: it looks up names and attributes before any step of training.
+
+python scripts/closed_form_start.py RECIPE OUTPUT --contexts 1000
+
+Reads synthetic facts with the plain base model and solves linear problems, one a target layer, for what training finds
+late or never (docs/experiments.md): queries at a question's end that match the words of a name (window keys), the
+attribute (keys) and, inside an answer, the token before (keys); gates that end averages with the sentence, pick out
+names, and write answers only; values from which the token itself can be told. `output_proj` stays zero, so the base
+model is unchanged until training. Use the file as a recipe's `initial_generator`, with a small `memory_rate`.
+
+The report tells how often the token with the largest weight is the one that an answer starts after (over all tokens of
+the context), and how often the right one of the facts' values is found (among), for names never seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from generative_adapter import load_base_model, save_generator
+from generative_adapter.base_model.capture import on_block_inputs
+from generative_adapter.base_model.inject import find_linear
+from generative_adapter.base_model.loading import BaseModel
+from generative_adapter.base_model.prompts import answer_ids, pad_id, question_ids
+from generative_adapter.checkpoint import GeneratorCheckpoint, build_generator
+from generative_adapter.data.facts import record_and_facts
+from generative_adapter.generator.generator import AdapterGenerator
+from generative_adapter.training.recipe import TrainingRecipe, load_recipe
+from generative_adapter.training.sources import found_at
+
+BATCH = 16
+MOST_TOKENS = 160
+RIDGE_STRENGTH = 30.0  # of normalization: ridge; near-linear reads, since a query is not quite any key
+
+
+@dataclass
+class Asked:
+    """One question: its row in the batch, its tokens, where its name stands and where the answer's tokens stand."""
+
+    context: int
+    prompt: list[int]
+    answer: list[int]
+    name: list[int]
+    found: list[int]
+
+
+@dataclass
+class Batch:
+    """Contexts read by the base model, with their questions.
+
+    Attributes:
+        mask, ends, names, written: `[contexts, tokens]`: real tokens; last tokens of sentences; tokens of names; tokens
+            worth writing (answers, what follows them, and the first token, which is the same in every context).
+        ids: `[contexts, tokens]`.
+        hidden: block -> unit-RMS block inputs, `[contexts, tokens, d_h]`.
+        inputs: target -> its inputs, `[questions, tokens, d_in]`, of prompt and answer.
+        real: real tokens of those, `[questions, tokens]`.
+    """
+
+    asked: list[Asked]
+    ids: Tensor
+    mask: Tensor
+    ends: Tensor
+    names: Tensor
+    written: Tensor
+    hidden: dict[int, Tensor]
+    inputs: dict[str, Tensor]
+    real: Tensor
+
+    @property
+    def owners(self) -> Tensor:
+        """Context of each question."""
+        return torch.tensor([one.context for one in self.asked])
+
+    @property
+    def ends_of_prompts(self) -> Tensor:
+        """Position that predicts the first answer token, of each question."""
+        return torch.tensor([len(one.prompt) - 1 for one in self.asked])
+
+    @property
+    def before_values(self) -> Tensor:
+        """Context token before the answer, of each question."""
+        return torch.tensor([one.found[0] - 1 for one in self.asked])
+
+    def at_ends(self, name: str) -> Tensor:
+        """A target's inputs where answers start, `[questions, d_in]`."""
+        return self.inputs[name][torch.arange(len(self.asked)), self.ends_of_prompts]
+
+    @property
+    def continuations(self) -> Tensor:
+        """Question, position inside its answer, context, and context token of the same word, `[n, 4]`."""
+        rows = [
+            (number, len(one.prompt) + index, one.context, at)
+            for number, one in enumerate(self.asked)
+            for index, at in enumerate(one.found[:-1])
+        ]
+        return torch.tensor(rows, dtype=torch.long).view(-1, 4)
+
+
+def unit_rms(hidden: Tensor) -> Tensor:
+    """Tokens scaled to a root mean square of one, as a new generator's norm does."""
+    return hidden.float() * torch.rsqrt(hidden.float().square().mean(-1, keepdim=True) + 1e-6)
+
+
+def tokens_of(text: str, offsets: Sequence[tuple[int, int]], names: Sequence[str | None]) -> list[int]:
+    """Tokens of the first of some names that stands in the text; its first letter may be of another case."""
+    for name in names:
+        start = text.find(name[1:]) if name else -1
+        if name and start >= 0:
+            end = start + len(name) - 1
+            return [i for i, (begin, stop) in enumerate(offsets) if begin < end and stop > start]
+    return []
+
+
+def batches(
+    base: BaseModel, generator: AdapterGenerator, recipe: TrainingRecipe, rng: random.Random, count: int, split: str
+) -> Iterator[Batch]:
+    """Contexts of four facts, 60 % of them of one attribute, read by the plain base model."""
+    for _ in range(max(1, count // BATCH)):
+        contexts: list[list[int]] = []
+        marks: list[tuple[list[int], set[int], set[int]]] = []
+        asked: list[Asked] = []
+        while len(contexts) < BATCH:
+            attributes = "same" if rng.random() < 0.6 else "mixed"
+            style = rng.choice(["plain", "plain", None]) if split == "train" else "plain"
+            record, facts = record_and_facts(rng, 4, 4, split, style, attributes)
+            read = base.tokenizer(record.context, add_special_tokens=False, return_offsets_mapping=True)
+            ids, offsets = list(read["input_ids"]), list(read["offset_mapping"])
+            own: list[Asked] = []
+            written, names = {0}, set()
+            for question, fact in zip(record.questions, facts, strict=True):
+                prompt = question_ids(base.tokenizer, recipe.prompt, question.question)
+                answer = answer_ids(base.tokenizer, recipe.prompt, question.answers[0])
+                found = [
+                    at
+                    for at in found_at(base.tokenizer, record.context, ids, question.answers[0], len(answer))
+                    if at >= 0
+                ]
+                name = tokens_of(record.context, offsets, (fact.entity.name, fact.entity.short_name))
+                if found and found[0] > 0:
+                    written |= {*found, min(found[-1] + 1, len(ids) - 1)}
+                    names |= set(name)
+                    if name:
+                        own.append(Asked(len(contexts), list(prompt), list(answer), name, found))
+            if len(own) < 3 or len(ids) > MOST_TOKENS:
+                continue
+            text = record.context
+            ends = [i for i, (begin, stop) in enumerate(offsets) if _ends_sentence(text, begin, stop)]
+            contexts.append(ids)
+            marks.append((ends, names, written))
+            asked += own
+        yield _read(base, generator, contexts, marks, asked)
+
+
+def _ends_sentence(text: str, begin: int, stop: int) -> bool:
+    token = text[begin:stop]
+    closes = token.strip(" ")[-1:] in tuple(".!?;") and (stop >= len(text) or text[stop].isspace())
+    return "\n" in token or closes
+
+
+@torch.no_grad()
+def _read(
+    base: BaseModel,
+    generator: AdapterGenerator,
+    contexts: list[list[int]],
+    marks: list[tuple[list[int], set[int], set[int]]],
+    asked: list[Asked],
+) -> Batch:
+    decoder = getattr(base.model, "base_model", base.model)
+
+    def run(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+        width = max(map(len, rows))
+        ids = torch.tensor([row + [pad_id(base.tokenizer)] * (width - len(row)) for row in rows])
+        mask = torch.arange(width) < torch.tensor([[len(row)] for row in rows])
+        decoder(input_ids=ids.to(base.device), use_cache=False)  # causal: padding on the right changes nothing
+        return ids, mask
+
+    hidden: dict[int, Tensor] = {}
+    with on_block_inputs(base.model, generator.layers, lambda layer, h: hidden.update({layer: unit_rms(h).cpu()})):
+        ids, mask = run(contexts)
+    inputs: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        for target in generator.targets:
+
+            def keep(_module: object, args: tuple[Tensor, ...], name: str = target.name) -> None:
+                inputs[name] = args[0].float().cpu()
+
+            handle = find_linear(base.model, target.name).register_forward_pre_hook(keep)
+            stack.callback(handle.remove)
+        _, real = run([one.prompt + one.answer for one in asked])
+    planes = torch.zeros(3, *mask.shape, dtype=torch.bool)
+    for row, kinds in enumerate(marks):
+        for plane, tokens in zip(planes, kinds, strict=True):
+            plane[row, list(tokens)] = True
+    return Batch(asked, ids, mask, planes[0], planes[1], planes[2], hidden, inputs, real)
+
+
+class Moments:
+    """Second moments of contexts and questions, from which everything is solved."""
+
+    def __init__(self, base: BaseModel, generator: AdapterGenerator) -> None:
+        self.generator = generator
+        self.sums: dict[tuple[str | int, str], Tensor] = {}
+        self.counts: dict[tuple[str | int, str], int] = defaultdict(int)
+        self.words = _word_coordinates(base, generator.state_dim)
+
+    def add(self, key: str | int, name: str, total: Tensor, count: int) -> None:
+        """Adds a sum over `count` samples."""
+        known = self.sums.get((key, name))
+        self.sums[key, name] = total if known is None else known + total
+        self.counts[key, name] += count
+
+    def mean(self, key: str | int, name: str) -> Tensor:
+        """Mean over the samples seen."""
+        return self.sums[key, name] / max(1, self.counts[key, name])
+
+    def take_in(self, batch: Batch) -> None:
+        """Adds one batch."""
+        contexts, width = batch.mask.shape
+        owners, real = batch.owners, batch.mask.view(-1)
+        number = len(owners)
+        same = (owners.unsqueeze(1) == owners).float()
+        centre = torch.eye(number) - same / same.sum(1, keepdim=True)  # takes away what a context's questions share
+        at_name = torch.zeros(number, contexts, width)
+        at_value = torch.zeros(number, contexts, width)
+        everywhere = torch.zeros(number, contexts, width)
+        for row, one in enumerate(batch.asked):
+            at_name[row, one.context, one.name] = 0.5 / len(one.name)
+            at_name[row, one.context, one.name[-1]] += 0.5
+            at_value[row, one.context, one.found[0] - 1] = 1
+            everywhere[row, one.context] = batch.mask[one.context] / batch.mask[one.context].sum()
+        flat = [x.view(number, -1) for x in (at_name, at_value, everywhere)]
+        ways = batch.continuations
+        pairs: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        for layer, hidden in batch.hidden.items():
+            tokens = hidden.reshape(contexts * width, -1) * real.unsqueeze(1)
+            seen = tokens[real]
+            self.add(layer, "hidden", seen.mT @ seen, len(seen))
+            with_one = torch.cat([seen, torch.ones(len(seen), 1)], dim=1)
+            for name, plane, weight in (
+                ("ends", batch.ends, 4.0),
+                ("names", batch.names, 1.0),
+                ("written", batch.written, 2.0),
+            ):
+                labels = plane.view(-1)[real].float()
+                weighted = with_one * (1 + weight * labels).unsqueeze(1)
+                wanted = 5 - 9 * labels if name == "ends" else 6 * labels - 3
+                self.add(layer, f"{name} inputs", weighted.mT @ with_one, len(seen))
+                self.add(layer, f"{name} logits", weighted.mT @ wanted, len(seen))
+            answers = seen * (1 + 2 * batch.written.view(-1)[real].float()).unsqueeze(1)
+            self.add(layer, "value inputs", answers.mT @ seen, len(seen))
+            self.add(layer, "value words", answers.mT @ self.words[batch.ids.view(-1)[real]], len(seen))
+            middle = tokens.view(contexts, width, -1).sum(1) / batch.mask.sum(1, keepdim=True)
+            before = tokens.view(contexts, width, -1)[ways[:, 2], ways[:, 3]] - middle[ways[:, 2]]
+            pairs[layer] = (centre @ (flat[0] @ tokens), (flat[1] - flat[2]) @ tokens, before)
+        for target in self.generator.targets:
+            of_name, of_attribute, before = pairs[target.layer]
+            x = batch.at_ends(target.name)
+            inside = batch.inputs[target.name][ways[:, 0], ways[:, 1]]
+            anywhere = batch.inputs[target.name][batch.real]
+            apart = centre @ x
+            for name, left, right in (
+                ("end", x, x),
+                ("apart", apart, apart),
+                ("anywhere", anywhere, anywhere),
+                ("inside", inside, inside),
+                ("name", apart, of_name),
+                ("attribute", x, of_attribute),
+                ("continuation", inside, before),
+            ):
+                self.add(target.name, name, left.mT @ right, len(left))
+
+    @torch.no_grad()
+    def solve(self, shares: tuple[int, int], gains: tuple[float, float, float], sizes: dict[int, float]) -> None:
+        """Sets the generator's projections.
+
+        Args:
+            shares: directions of the memory for names and for continuations; the attribute has the rest.
+            gains: size of name, attribute and continuation keys.
+            sizes: typical size of each block's input; queries are scaled with it, so that one learning rate of the
+                outputs suits all blocks.
+        """
+        num_names, num_ways = shares
+        num_attributes = self.generator.state_dim - num_names - num_ways
+        for target in self.generator.targets:
+            each = self.generator[target.name]
+            hidden, end, anywhere = (
+                self.mean(target.layer, "hidden"),
+                self.mean(target.name, "end"),
+                self.mean(target.name, "anywhere"),
+            )
+            inside = self.mean(target.name, "inside")
+            white = _inverse_root(hidden, 1.0)
+            # without `anywhere` the first token's huge activations would swamp the read
+            metrics = {
+                "name": 0.2 * end + self.mean(target.name, "apart") + 0.02 * anywhere,
+                "attribute": end + 0.02 * anywhere,
+                "continuation": inside + 0.3 * end + 0.1 * anywhere,
+            }
+            keys, queries = [], []
+            for (name, metric), size, gain, at in zip(
+                metrics.items(), (num_names, num_attributes, num_ways), gains, (end, end, inside), strict=True
+            ):
+                whiten = _inverse_root(metric, 3.0)
+                left, values, right = torch.linalg.svd(
+                    whiten @ self.mean(target.name, name) @ white, full_matrices=False
+                )
+                root = values[:size].sqrt()
+                keys.append(gain * _unit((right[:size] * root.unsqueeze(1)) @ white, hidden))
+                queries.append(_unit((left[:, :size] * root).mT @ whiten, at))
+            each.query_proj.copy_(torch.cat(queries) * sizes[target.layer])
+            each.key_proj.copy_(torch.cat([torch.zeros_like(keys[0]), keys[1], keys[2]]))
+            for window in each.window_projs:
+                window.copy_(torch.cat([keys[0], torch.zeros_like(keys[1]), torch.zeros_like(keys[2])]))
+            gates = {name: self._gate(target.layer, name) for name in ("ends", "names", "written")}
+            if each.gate_proj is not None and each.gate_bias is not None:
+                both = torch.stack([gates["ends"], gates["names"]] * len(each.key_windows))
+                each.gate_proj.copy_(both[:, :-1])
+                each.gate_bias.copy_(both[:, -1])
+            if each.write_proj is not None and each.write_bias is not None:
+                each.write_proj.copy_(gates["written"][:-1].unsqueeze(0))
+                each.write_bias.copy_(gates["written"][-1:])
+            values = _regress(self.mean(target.layer, "value inputs"), self.mean(target.layer, "value words"), 0.01)
+            each.value_proj.copy_(values.mT)
+            if each.log_ridge is not None:
+                each.log_ridge.fill_(math.log(RIDGE_STRENGTH))
+
+    def _gate(self, layer: int, name: str) -> Tensor:
+        return _regress(self.mean(layer, f"{name} inputs"), self.mean(layer, f"{name} logits"), 0.003)
+
+
+def _word_coordinates(base: BaseModel, width: int) -> Tensor:
+    """Every token's place along the `width` main directions of the output embedding, unit variance each."""
+    head: Any = base.model.get_output_embeddings()
+    table: Tensor = head.weight.detach().float().cpu()
+    table = table - table.mean(0)
+    directions = torch.linalg.eigh((table.mT @ table).double())[1][:, -width:].float()
+    words = table @ directions
+    return words / words.square().mean(0).sqrt()
+
+
+def _inverse_root(matrix: Tensor, floor: float) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix.double())
+    values = values.clamp_min(0) + floor * values.median()
+    return ((vectors / values.sqrt()) @ vectors.mT).float()
+
+
+def _regress(inputs: Tensor, wanted: Tensor, floor: float) -> Tensor:
+    damped = inputs + floor * inputs.diagonal().mean() * torch.eye(len(inputs))
+    return torch.linalg.solve(damped.double(), wanted.double()).float()
+
+
+def _unit(projection: Tensor, moment: Tensor) -> Tensor:
+    """Scaled so that the projections of samples with this second moment have a mean square of one."""
+    return projection / ((projection @ moment) * projection).sum(-1).mean().sqrt().clamp_min(1e-9)
+
+
+@torch.no_grad()
+def report(generator: AdapterGenerator, found: Iterator[Batch]) -> None:
+    """How well answers are looked up, target by target and by all together."""
+    hits: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    count = 0
+    for batch in found:
+        owners, before = batch.owners, batch.before_values
+        count += len(owners)
+        total = torch.zeros(len(owners), batch.mask.shape[1])
+        outside = ~batch.mask[owners]
+        other = owners.unsqueeze(1) != owners
+        scores: dict[str, Tensor] = {}
+        for target in generator.targets:
+            each = generator[target.name]
+            keys, _ = each.keys_and_values(batch.hidden[target.layer], batch.mask)
+            score = torch.einsum("qd,qtd->qt", batch.at_ends(target.name) @ each.query_proj.mT, keys[owners])
+            scores[target.name] = score
+            total += score / score.std()
+        scores["all targets"] = total
+        for name, score in scores.items():
+            score = score.masked_fill(outside, -torch.inf)
+            among = score[:, before].masked_fill(other, -torch.inf)
+            hits[name][0] += (score.argmax(1) == before).float().sum().item()
+            hits[name][1] += (before[among.argmax(1)] == before).float().sum().item()
+    for name, (anywhere, among) in hits.items():
+        print(f"{name}: of all tokens {anywhere / count:.0%}, among the values {among / count:.0%} ({count} questions)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--contexts", type=int, default=1000)
+    given = parser.parse_args()
+    recipe = load_recipe(given.recipe)
+    base = load_base_model(recipe.base_model, device=recipe.device, dtype=recipe.dtype)
+    torch.manual_seed(recipe.seed)
+    generator = build_generator(recipe.generator, base)
+    moments = Moments(base, generator)
+    sizes: dict[int, float] = {}
+    with on_block_inputs(
+        base.model,
+        generator.layers,
+        lambda layer, h: sizes.update({layer: h.float().square().mean(-1).sqrt().median().item()}),
+    ):
+        for number, batch in enumerate(
+            batches(base, generator, recipe, random.Random(1), given.contexts, "train"), start=1
+        ):
+            moments.take_in(batch)
+            print(f"\r{number * BATCH} contexts", end="", flush=True)
+    print()
+    width = recipe.generator.state_dim
+    moments.solve((width * 9 // 16, width * 9 // 32), (12.0, 1.0, 2.0), sizes)
+    for split in ("held_out_names", "held_out"):
+        print(split)
+        report(generator, batches(base, generator, recipe, random.Random(9), 96, split))
+    checkpoint = GeneratorCheckpoint(generator, recipe.generator, recipe.prompt, base.name, base.fingerprint)
+    save_generator(given.output, checkpoint)
+
+
+if __name__ == "__main__":
+    main()
