@@ -17,9 +17,10 @@ from generative_adapter.base_model.capture import capture_block_inputs
 from generative_adapter.base_model.inject import inject
 from generative_adapter.base_model.prefix_pass import PassRows
 from generative_adapter.base_model.targets import is_transposed
-from generative_adapter.generator.generator import AdapterGenerator, TargetGenerator
+from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.generator.low_rank import LowRankAdapter
 from generative_adapter.generator.normalization import _POLAR_EXPRESS
+from generative_adapter.generator.target_generator import TargetGenerator
 from tiny_models import PAD, VOCABULARY
 
 CHUNK_LENGTHS = ((11,), (12, 9), (10, 13, 8))
@@ -115,9 +116,9 @@ def inference_reader(model: nn.Module, generator: AdapterGenerator, start: Seque
     return read
 
 
-def slow_write(target: TargetGenerator, hidden: Tensor) -> Tensor:
+def slow_write(target: TargetGenerator, hidden: Tensor, below: Tensor | None) -> Tensor:
     """Eq. (3), token by token: the sum of (A2 h_j) k_i^T, j the token that the value of i is taken from, k_i = B1^T h_i
-    and what the windows add."""
+    and what the windows add; h_j comes from `below` where given."""
     state = torch.zeros(target.state_shape)
     normed = [h / (h.square().mean() + 1e-6).sqrt() * target.norm_weight for h in hidden]
     for i in range(len(normed)):
@@ -127,7 +128,8 @@ def slow_write(target: TargetGenerator, hidden: Tensor) -> Tensor:
             seen = normed[i::-1] if window > 0 else normed[i + 1 :]
             for distance, h in enumerate(seen):
                 key = key + (1 - 1 / abs(window)) ** distance / abs(window) * (projection @ h)
-        value = target.value_proj @ normed[j]
+        value = normed[j] if below is None else below[j] / (below[j].square().mean() + 1e-6).sqrt()
+        value = target.value_proj @ value
         state = state + torch.outer(torch.cat([value, key]) if target.normalization == "ridge" else value, key)
     return state
 
@@ -169,7 +171,9 @@ def slow_reader(model: nn.Module, generator: AdapterGenerator, start: Sequence[i
             before = history[-1]
             after = {}
             for target in generator.targets:
-                after[target.name] = slow_write(generator[target.name], hidden[target.layer][0, len(start) :])
+                own = hidden[target.layer][0, len(start) :]
+                below = None if generator.value_layer is None else hidden[generator.value_layer][0, len(start) :]
+                after[target.name] = slow_write(generator[target.name], own, below)
                 if before is not None:
                     after[target.name] = before[target.name] + after[target.name]
             history.append(after)

@@ -35,6 +35,7 @@ class Nested:
         ({"scale": float("nan")}, "generator.scale must be positive, got nan"),
         ({"value_shift": -1}, "generator.value_shift must not be negative"),
         ({"key_windows": (4, 0)}, r"generator.key_windows must be different non-zero token counts, got \[4, 0\]"),
+        ({"value_layer": -1}, "generator.value_layer must not be negative, got -1"),
         ({"window_gates": True}, "generator.window_gates needs generator.key_windows"),
         ({"key_windows": (4, 4)}, "generator.key_windows must be different"),
         ({"chunk_tokens": 0}, "generator.chunk_tokens must be positive"),
@@ -67,7 +68,7 @@ def test_a_prompt_must_have_room_for_its_parts(settings: dict, message: str) -> 
     "config",
     [
         GeneratorConfig(),
-        GeneratorConfig(("a", "b.c"), (0, 5, -1), 64, 16, 0.125, "svd", False, 2, (4, -8), True, True, 77),
+        GeneratorConfig(("a", "b.c"), (0, 5, -1), 64, 16, 0.125, "svd", False, 2, 0, (4, -8), True, True, 77),
         PromptConfig(),
         PromptConfig("<|user|>{question}\n", "{context} – {question}", "\n"),
         Nested(0.5, GeneratorConfig(layers=(3,)), (TargetShape("t", 1, 17, 19),), "name", True),

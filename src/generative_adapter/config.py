@@ -59,6 +59,8 @@ class GeneratorConfig:
             values instead.
         hidden_norm: learned RMSNorm on the hidden states before the projections.
         value_shift: the value of token i comes from token i + value_shift of the same chunk (0 in the paper).
+        value_layer: block whose input the values are taken from, at or below the lowest adapted block; None: the input
+            of the target's own block (the paper).
         key_windows: exponential averages over neighbouring tokens of the same chunk that a key holds beside the token
             itself (none in the paper): w > 0 averages about w tokens up to the token, w < 0 about |w| after it.
         window_gates: learned gates that end these averages, as at the end of a sentence (none in the paper).
@@ -74,6 +76,7 @@ class GeneratorConfig:
     normalization: str = "newton_schulz"
     hidden_norm: bool = True
     value_shift: int = 0
+    value_layer: int | None = None
     key_windows: tuple[int, ...] = ()
     window_gates: bool = False
     write_gate: bool = False
@@ -98,6 +101,10 @@ class GeneratorConfig:
         )
         require(self.scale > 0, f"generator.scale must be positive, got {self.scale}")
         require(self.value_shift >= 0, f"generator.value_shift must not be negative, got {self.value_shift}")
+        require(
+            self.value_layer is None or self.value_layer >= 0,
+            f"generator.value_layer must not be negative, got {self.value_layer}",
+        )
         require(
             0 not in self.key_windows and len(set(self.key_windows)) == len(self.key_windows),
             f"generator.key_windows must be different non-zero token counts, got {list(self.key_windows)}",

@@ -62,6 +62,21 @@ def test_equals_reading_chunk_by_chunk(normalization, value_shift, start, attent
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(("value_layer", "layers"), [(0, None), (0, (1,)), (1, (1,))])
+def test_values_of_another_block(family, value_layer, layers):
+    base = tiny_base(family)
+    generator = random_generator(base, value_layer=value_layer, layers=layers, value_shift=1)
+    layout = make_layout(start=(BEGIN,))
+    with torch.no_grad():
+        actual = parallel(base.model, generator, layout)
+    expected = one_by_one(layout, inference_reader(base.model, generator, (BEGIN,)))
+    own = one_by_one(
+        layout, inference_reader(base.model, random_generator(base, layers=layers, value_shift=1), (BEGIN,))
+    )
+    assert (expected - own).abs().max() > 0.1
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("normalization", ["svd", "newton_schulz"])
 def test_chunks_shorter_than_the_rank(tiny_llama_base, normalization):
     generator = random_generator(tiny_llama_base, normalization=normalization, value_shift=1)
@@ -126,18 +141,23 @@ def test_bfloat16(family):
 
 
 @pytest.mark.parametrize(
-    ("family_name", "normalization", "value_shift", "key_windows", "start", "lengths"),
+    ("family_name", "settings", "start", "lengths"),
     [
-        *[("llama", name, shift, (), (), CHUNK_LENGTHS) for name in NORMALIZATIONS for shift in (0, 1)],
-        ("llama", "svd", 0, (), (), ((11,), (9,))),
-        ("gpt2", "svd", 1, (2, -3), (BEGIN,), CHUNK_LENGTHS),
-        ("gemma3_text", "newton_schulz", 1, (4, 16, -8), (BEGIN,), CHUNK_LENGTHS),
-        ("mistral", "newton_schulz", 0, (), (BEGIN,), CHUNK_LENGTHS),
+        *[
+            ("llama", {"normalization": name, "value_shift": shift}, (), CHUNK_LENGTHS)
+            for name in NORMALIZATIONS
+            for shift in (0, 1)
+        ],
+        ("llama", {"normalization": "svd"}, (), ((11,), (9,))),
+        ("llama", {"normalization": "ridge", "value_shift": 1, "value_layer": 0}, (BEGIN,), CHUNK_LENGTHS),
+        ("gpt2", {"normalization": "svd", "value_shift": 1, "key_windows": (2, -3)}, (BEGIN,), CHUNK_LENGTHS),
+        ("gemma3_text", {"value_shift": 1, "key_windows": (4, 16, -8)}, (BEGIN,), CHUNK_LENGTHS),
+        ("mistral", {}, (BEGIN,), CHUNK_LENGTHS),
     ],
 )
-def test_gradients_equal_those_of_the_slow_way(family_name, normalization, value_shift, key_windows, start, lengths):
+def test_gradients_equal_those_of_the_slow_way(family_name, settings, start, lengths):
     base = tiny_base(family_name)
-    generator = random_generator(base, normalization=normalization, value_shift=value_shift, key_windows=key_windows)
+    generator = random_generator(base, **{"normalization": "newton_schulz", **settings})
     layout = make_layout(lengths=lengths, start=start)
     slow = one_by_one(layout, slow_reader(base.model, generator, start))
     weights = torch.randn(slow.shape, generator=torch.Generator().manual_seed(9)) / slow.numel() ** 0.5

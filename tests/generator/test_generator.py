@@ -9,7 +9,8 @@ from torch import Tensor
 
 from generative_adapter.config import GeneratorConfig, TargetShape
 from generative_adapter.errors import ConfigError
-from generative_adapter.generator.generator import AdapterGenerator, TargetGenerator, window_weights
+from generative_adapter.generator.generator import AdapterGenerator
+from generative_adapter.generator.target_generator import TargetGenerator, window_weights
 
 HIDDEN, IN, OUT, STATE, RANK, TOKENS = 13, 17, 19, 11, 7, 23
 SCALE = 0.3
@@ -57,14 +58,19 @@ def random(*shape: int, seed: int = 3) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def slow_write(target: TargetGenerator, hidden: Tensor) -> Tensor:
+def slow_write(target: TargetGenerator, hidden: Tensor, value_hidden: Tensor | None = None) -> Tensor:
     """Eq. (3) one token at a time, in NumPy's float64: the sum of (A2 h_j) k_i^T, j = i + shift, k_i = B1^T h_i and,
-    with windows, the averages over the tokens up to i or after it, with all gates."""
+    with windows, the averages over the tokens up to i or after it, with all gates; values from `value_hidden`."""
     value_proj, key_proj = (p.detach().double().numpy() for p in (target.value_proj, target.key_proj))
     rows = [row for row in hidden.double().numpy()]
     if target.norm_weight is not None:
         weight = target.norm_weight.detach().double().numpy()
         rows = [weight * row / numpy.sqrt(sum(x * x for x in row) / len(row) + 1e-6) for row in rows]
+    value_rows = rows
+    if value_hidden is not None:
+        value_rows = [row for row in value_hidden.double().numpy()]
+        if target.norm_weight is not None:
+            value_rows = [row / numpy.sqrt(sum(x * x for x in row) / len(row) + 1e-6) for row in value_rows]
     state = numpy.zeros((STATE, STATE))
 
     def gate(projection: Tensor | None, bias: Tensor | None, number: int, row: int) -> float:
@@ -90,7 +96,7 @@ def slow_write(target: TargetGenerator, hidden: Tensor) -> Tensor:
                     share *= gate(target.gate_proj, target.gate_bias, 2 * number, passed)
                 k += step
         key = key * gate(target.write_proj, target.write_bias, 0, j)
-        state += numpy.outer(value_proj @ rows[j], key)
+        state += numpy.outer(value_proj @ value_rows[j], key)
     return torch.from_numpy(state)
 
 
@@ -119,6 +125,31 @@ def test_write_is_a_sum_of_outer_products(
     hidden = random(2, TOKENS, HIDDEN) * 5
     expected = torch.stack([slow_write(target, row) for row in hidden])
     torch.testing.assert_close(target.write(hidden).double(), expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("hidden_norm", [True, False])
+@pytest.mark.parametrize("gates", [True, False])
+def test_values_may_come_from_another_block(gates: bool, hidden_norm: bool) -> None:
+    windows = (4, -8)
+    target = make_target(hidden_norm=hidden_norm, value_shift=1, key_windows=windows, gates=gates)
+    hidden, below = random(2, TOKENS, HIDDEN) * 5, random(2, TOKENS, HIDDEN, seed=4) * 3
+    expected = torch.stack([slow_write(target, row, other) for row, other in zip(hidden, below, strict=True)])
+    torch.testing.assert_close(target.write(hidden, None, below).double(), expected, atol=1e-3, rtol=1e-4)
+
+
+def test_every_target_takes_its_values_from_the_value_layer() -> None:
+    targets = [TargetShape("b.1.o", 1, 17, 19), TargetShape("b.4.o", 4, 17, 19)]
+    generator = AdapterGenerator(targets, HIDDEN, state_dim=STATE, scale=SCALE, value_layer=0)
+    assert generator.layers == (0, 1, 4)
+    hidden = {layer: random(1, TOKENS, HIDDEN, seed=layer) for layer in generator.layers}
+    for target in targets:
+        expected = slow_write(generator[target.name], hidden[target.layer][0], hidden[0][0])
+        torch.testing.assert_close(generator.write(hidden)[target.name][0].double(), expected, atol=1e-3, rtol=1e-4)
+
+
+def test_values_from_above_an_adapted_block_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"value_layer must not lie above the lowest adapted block \(1\), got 2"):
+        AdapterGenerator([TargetShape("b.1.o", 1, 17, 19)], HIDDEN, state_dim=STATE, value_layer=2)
 
 
 @pytest.mark.parametrize("key_windows", [(), (4, 16, -8)])

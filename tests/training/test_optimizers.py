@@ -58,6 +58,48 @@ def test_all_but_the_outputs_learn_at_their_own_rate(
         assert size == pytest.approx(expected, rel=0.5, abs=1e-9), name
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_whitened_steps_are_relative_and_even_in_the_inputs(
+    kind: str, random_generator: Callable[..., AdapterGenerator]
+) -> None:
+    """With one huge input direction a whitened step moves the outputs as much by it as by the others."""
+    generator = random_generator(key_windows=(3,))
+    with torch.no_grad():
+        for target in generator.targets:
+            generator[target.name].query_proj.mul_(50.0)
+            generator[target.name].window_projs[0].zero_()
+    spread = torch.ones(28)
+    spread[3] = 40.0  # root mean square of the input's third coordinate; all others are 1
+    whitener = torch.diag(1 / spread)
+    whiteners = {
+        name: whitener
+        for name, parameter in generator.named_parameters()
+        if parameter.ndim > 1 and not name.endswith("output_proj")
+    }
+    before = with_gradients(generator)
+    for name, parameter in generator.named_parameters():
+        if name in whiteners:
+            assert parameter.grad is not None
+            parameter.grad *= spread  # gradients of a projection are as uneven as its inputs
+    optimizer = build_optimizer(dataclasses.replace(recipe(kind), memory_rate=0.5), generator, whiteners)
+    optimizer.set_learning_rate(1e-2)
+    optimizer.step()
+    for name, parameter in generator.named_parameters():
+        moved = parameter.detach() - before[name]
+        if name not in whiteners:
+            expected = 1e-2 * (1.0 if name.endswith(".output_proj") else 0.5)
+        else:
+            moved = moved * spread
+            assert moved[:, 3].norm() < 3 * moved.norm() / 28**0.5, name
+            size = (before[name] * spread).square().mean().sqrt().item()
+            expected = 0.5e-2 * max(size, 0.1 / 28**0.5)
+        assert moved.square().mean().sqrt().item() == pytest.approx(expected, rel=0.5), name
+        assert set(optimizer.state[parameter])
+    assert len(list(optimizer.state)) == len(list(generator.parameters()))
+    optimizer.zero_grad()
+    assert all(parameter.grad is None for parameter in generator.parameters())
+
+
 def test_muon_orthogonalises_and_leaves_the_norms_to_adamw(random_generator: Callable[..., AdapterGenerator]) -> None:
     generator = random_generator()
     before = with_gradients(generator)
@@ -77,9 +119,18 @@ def test_muon_orthogonalises_and_leaves_the_norms_to_adamw(random_generator: Cal
     assert all(parameter.grad is None for parameter in generator.parameters())
 
 
-def test_muon_resumes_to_the_same_weights(base: BaseModel, write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("whitening", [0, 12])
+def test_muon_resumes_to_the_same_weights(
+    whitening: int, base: BaseModel, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
     def trained(folder: str, *, resume: bool = False, **settings: float) -> AdapterGenerator:
-        path = write_recipe(optimizer="muon", num_steps=4, decay_share=0.0, output=str(tmp_path / folder))
+        path = write_recipe(
+            optimizer="muon",
+            num_steps=4,
+            decay_share=0.0,
+            whitening_contexts=whitening,
+            output=str(tmp_path / folder),
+        )
         trainer = make_trainer(load_recipe(path), base)
         if resume:
             newest = list_checkpoints(tmp_path / folder)[-1]

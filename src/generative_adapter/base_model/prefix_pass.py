@@ -144,7 +144,10 @@ def prefix_logits(
     first_keys: dict[str, list[Tensor]] = {}
     for target in generator.targets:
         each = generator[target.name]
-        pairs = [each.keys_and_values(group.hidden[target.layer], group.mask) for group in first_chunks]
+        pairs = [
+            each.keys_and_values(group.hidden[target.layer], group.mask, generator.value_hidden(group.hidden))
+            for group in first_chunks
+        ]
         first[target.name] = torch.cat([each.pair(keys, values) for keys, values in pairs])
         first_keys[target.name] = [keys for keys, _ in pairs]
     normalized: dict[str, Tensor] = {}
@@ -152,12 +155,15 @@ def prefix_logits(
         states = torch.einsum("pw,twij->tpij", membership, torch.stack(list(first.values())))
         normalized = {name: prepare(polar) for name, polar in zip(first, generator.normalize(states), strict=True)}
 
+    later_chunks: dict[int, Tensor] = {}
+
     def take_in(layer: int, hidden: Tensor) -> None:
         if not len(rows.writers):
             return
-        written = hidden[rows.writers, rows.num_start_tokens :]
-        for name in by_layer[layer]:
-            increments = torch.cat([first[name], generator[name].write(written, writer_mask)])
+        written = later_chunks[layer] = hidden[rows.writers, rows.num_start_tokens :]
+        for name in by_layer.get(layer, []):
+            increment = generator[name].write(written, writer_mask, generator.value_hidden(later_chunks))
+            increments = torch.cat([first[name], increment])
             normalized[name] = prepare(generator[name].normalize(torch.einsum("pw,wij->pij", membership, increments)))
 
     queries: dict[str, Tensor] = {}
@@ -173,7 +179,7 @@ def prefix_logits(
 
     updates = {target.name: make_update(target.name) for target in generator.targets}
     with (
-        on_block_inputs(model, by_layer, take_in),
+        on_block_inputs(model, generator.layers, take_in),
         add_to_outputs(model, updates),
         _head_at(model, rows.supervised),
     ):

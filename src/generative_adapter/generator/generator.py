@@ -1,12 +1,12 @@
 """AdapterGenerator: hidden states -> memory -> adapter (sections 2.2 and 2.4 of the paper).
 
 Plain torch on plain tensors: which module a target is, and where its hidden states come from, is the business of
-`base_model`. Leaves out: splitting a text into chunks (`contextualizer`) and everything about training.
+`base_model`. Leaves out: what one target does (`target_generator`), splitting a text into chunks (`contextualizer`) and
+everything about training.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -14,198 +14,9 @@ from torch import Tensor, nn
 
 from generative_adapter.config import GeneratorConfig, TargetShape
 from generative_adapter.errors import ConfigError
-from generative_adapter.generator.low_rank import LowRankAdapter, LowRankFactors
-from generative_adapter.generator.normalization import factorize, normalize, ridge
-
-_NORM_EPSILON = 1e-6
-_FIRST_RIDGE = 0.03
-_OPEN_GATE = 5.0
-
-
-class TargetGenerator(nn.Module):
-    """The generator of one target layer: four projections and a learned RMSNorm.
-
-    | parameter     | paper | shape          |
-    |---------------|-------|----------------|
-    | `value_proj`  | A2    | `[d_r, d_h]`   |
-    | `key_proj`    | B1^T  | `[d_r, d_h]`   |
-    | `query_proj`  | B2    | `[d_r, d_in]`  |
-    | `output_proj` | A1    | `[d_out, d_r]` |
-
-    and beyond the paper, with `key_windows` one `window_projs[i]` `[d_r, d_h]` a window (with `window_gates` also
-    `gate_proj` `[2 windows, d_h]` and `gate_bias` `[2 windows]`), with `write_gate` `write_proj` `[1, d_h]` and
-    `write_bias` `[1]`, and with `ridge` the logarithm of its strength, `log_ridge` `[1]`.
-
-    `output_proj` starts at zero, so that an untrained generator leaves the base model unchanged, and so do the
-    `window_projs`, so that keys start as the paper's, and `gate_proj`, so that gates start nearly open; the others
-    start Kaiming-normal.
-    """
-
-    def __init__(
-        self,
-        hidden_size: int,
-        in_features: int,
-        out_features: int,
-        state_dim: int,
-        *,
-        rank: int,
-        scale: float,
-        normalization: str,
-        hidden_norm: bool = True,
-        value_shift: int = 0,
-        key_windows: Sequence[int] = (),
-        window_gates: bool = False,
-        write_gate: bool = False,
-    ) -> None:
-        super().__init__()
-        self.rank = rank
-        self.scale = scale
-        self.normalization = normalization
-        self.value_shift = value_shift
-        self.key_windows = tuple(key_windows)
-        self.backward_dtype = torch.float32
-        self.norm_weight = nn.Parameter(torch.ones(hidden_size)) if hidden_norm else None
-        self.value_proj = nn.Parameter(torch.empty(state_dim, hidden_size))
-        self.key_proj = nn.Parameter(torch.empty(state_dim, hidden_size))
-        self.query_proj = nn.Parameter(torch.empty(state_dim, in_features))
-        self.output_proj = nn.Parameter(torch.zeros(out_features, state_dim))
-        for projection in (self.value_proj, self.key_proj, self.query_proj):
-            nn.init.kaiming_normal_(projection, nonlinearity="linear")
-        self.log_ridge = nn.Parameter(torch.tensor([math.log(_FIRST_RIDGE)])) if normalization == "ridge" else None
-        self.window_projs = nn.ParameterList(torch.zeros(state_dim, hidden_size) for _ in self.key_windows)
-        self.gate_proj = nn.Parameter(torch.zeros(2 * len(self.key_windows), hidden_size)) if window_gates else None
-        self.gate_bias = nn.Parameter(torch.full((2 * len(self.key_windows),), _OPEN_GATE)) if window_gates else None
-        self.write_proj = nn.Parameter(torch.zeros(1, hidden_size)) if write_gate else None
-        self.write_bias = nn.Parameter(torch.full((1,), _OPEN_GATE)) if write_gate else None
-
-    def write(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What one chunk adds to the memory: A2 H^T H B1, eq. (3), arXiv:2411.05877.
-
-        Args:
-            hidden: H, `[batch, tokens, d_h]`, any float type; projected in that type, summed in float32.
-            mask: True for real tokens, `[batch, tokens]`, padding on the right; None when all are real.
-
-        Returns:
-            `[batch, d_r, d_r]`, float32; for `ridge` `[batch, 2 d_r, d_r]`, with the sum of k_i k_i^T below.
-        """
-        return self.pair(*self.keys_and_values(hidden, mask))
-
-    def pair(self, keys: Tensor, values: Tensor) -> Tensor:
-        """The sum over tokens of v_i k_i^T, and for `ridge` of k_i k_i^T below it; see `write`."""
-        return (torch.cat([values, keys], dim=-1) if self.normalization == "ridge" else values).mT @ keys
-
-    def keys_and_values(self, hidden: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Key k_i and value v_i of every token, `[batch, tokens, d_r]` each, float32; zero keys for padding.
-
-        With `value_shift` s the value of token i is taken from token i + s (the last tokens of a chunk: from its last).
-        With `key_windows` the key of token i also holds projected averages over its neighbours in the chunk, so that
-        the name of a thing, some tokens away from what is told of it, is in the key: k_i = B1^T h_i +
-        sum_w P_w sum_j D_w[i, j] h_j, with the exponential averages D_w of `window_weights`; with `window_gates` an
-        average ends where the gate sigmoid(g_w h_t + b_w) of a token t on the way closes, as at the end of a sentence,
-        and token j counts by a gate of its own, as the words of a name do. With `write_gate` a pair is written with
-        strength sigmoid(u h + c), h being the token that the value is taken from.
-
-        Args:
-            hidden: H, `[batch, tokens, d_h]`.
-            mask: True for real tokens, `[batch, tokens]`.
-        """
-        gates = [proj for proj in (self.gate_proj, self.write_proj) if proj is not None]
-        projections = torch.cat([self.key_proj, self.value_proj, *self.window_projs, *gates])
-        if self.norm_weight is not None:
-            exact = hidden.float()
-            hidden = (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + _NORM_EPSILON)).to(hidden.dtype)
-            projections = projections * self.norm_weight
-        width = len(self.key_proj)
-        sizes = [width] * (2 + len(self.key_windows)) + [len(gate) for gate in gates]
-        keys, values, *neighbours = (hidden @ projections.to(hidden.dtype).mT).float().split(sizes, dim=-1)
-        strength = None if self.write_bias is None else torch.sigmoid(neighbours.pop() + self.write_bias)
-        log_gates = None if self.gate_bias is None else nn.functional.logsigmoid(neighbours.pop() + self.gate_bias)
-        for index, (window, projected) in enumerate(zip(self.key_windows, neighbours, strict=True)):
-            if mask is not None and window < 0:  # padding lies on the right: only averages over later tokens reach it
-                projected = projected * mask.unsqueeze(-1)
-            gate = None
-            if log_gates is not None:
-                gate = log_gates[..., 2 * index]
-                projected = projected * log_gates[..., 2 * index + 1 : 2 * index + 2].exp()
-            keys = keys + window_weights(window, projected.shape[1], projected.device, gate) @ projected
-        if self.value_shift:
-            batch, tokens, width = values.shape
-            positions = torch.arange(tokens, device=values.device)
-            lengths = torch.full((batch,), tokens, device=values.device) if mask is None else mask.sum(-1)
-            source = torch.minimum(positions + self.value_shift, (lengths - 1).clamp_min(0).unsqueeze(-1))
-            values = values.gather(1, source.unsqueeze(-1).expand(batch, tokens, width))
-            strength = None if strength is None else strength.gather(1, source.unsqueeze(-1).expand(batch, tokens, 1))
-        if strength is not None:
-            keys = keys * strength
-        if mask is not None:
-            keys = keys * mask.unsqueeze(-1)
-        return keys, values
-
-    @property
-    def ridge_strength(self) -> Tensor:
-        """Strength of `ridge`'s regularisation, `[1]`; only a generator with that normalisation has one."""
-        assert self.log_ridge is not None
-        return self.log_ridge.exp()
-
-    @property
-    def state_shape(self) -> tuple[int, int]:
-        """Shape of the memory S: `[d_r, d_r]`, or `[2 d_r, d_r]` for `ridge`."""
-        width = self.value_proj.shape[0]
-        return (2 * width if self.normalization == "ridge" else width, width)
-
-    def normalize(self, state: Tensor) -> Tensor:
-        """norm(S), eqs. (6)-(8), for states of `state_shape`: `[..., d_r, d_r]`."""
-        if self.log_ridge is not None:
-            return ridge(state, self.log_ridge.exp())
-        return normalize(state, self.normalization, self.rank, self.backward_dtype)
-
-    def read(self, inputs: Tensor, normalized: Tensor) -> Tensor:
-        """The update's output scale * A1 norm(S) B2 x, eq. (6), arXiv:2411.05877.
-
-        Args:
-            inputs: x, `[batch, tokens, d_in]`.
-            normalized: norm(S), `[batch, d_r, d_r]`, one a row.
-
-        Returns:
-            `[batch, tokens, d_out]` in the type of `inputs`.
-        """
-        dtype = inputs.dtype
-        queries = inputs @ self.query_proj.to(dtype).mT
-        return (queries @ normalized.to(dtype).mT) @ (self.scale * self.output_proj).to(dtype).mT
-
-    def factors(self, state: Tensor) -> LowRankFactors:
-        """The low-rank factors scale * A1 U and V^T B2 of one state, eq. (9), arXiv:2411.05877."""
-        if self.log_ridge is not None:
-            left, right = self.normalize(state), None
-        else:
-            left, right = factorize(state, self.normalization, self.rank)
-        down = self.query_proj if right is None else right @ self.query_proj
-        return LowRankFactors(down=down, up=self.scale * (self.output_proj @ left))
-
-
-def window_weights(
-    window: int, num_tokens: int, device: torch.device | None = None, log_gates: Tensor | None = None
-) -> Tensor:
-    """Weights D[i, j] of token j in the average that token i sees, `[tokens, tokens]`, float32.
-
-    Args:
-        window: w > 0: token i and those before it, D[i, j] = (1 - 1/w)^(i - j) / w for j <= i; w < 0: those after it,
-            D[i, j] = (1 - 1/|w|)^(j - i - 1) / |w| for j > i.
-        num_tokens: tokens of the chunk.
-        device: where the weights are made.
-        log_gates: logarithm of each token's gate, `[batch, tokens]`; the weights, `[batch, tokens, tokens]`, are then
-            multiplied by the gates of all tokens after the earlier of i and j, up to and with the later.
-    """
-    positions = torch.arange(num_tokens, device=device, dtype=torch.float32)
-    distance = positions.unsqueeze(1) - positions if window > 0 else positions - positions.unsqueeze(1) - 1
-    width = abs(window)
-    reached = distance >= 0
-    weights = torch.where(reached, (1 - 1 / width) ** distance.clamp_min(0) / width, 0.0)
-    if log_gates is None:
-        return weights
-    passed = log_gates.cumsum(-1)
-    product = passed.unsqueeze(2) - passed.unsqueeze(1)
-    return weights * (product if window > 0 else -product).masked_fill(~reached, 0.0).exp()
+from generative_adapter.generator.low_rank import LowRankAdapter
+from generative_adapter.generator.normalization import ridge
+from generative_adapter.generator.target_generator import TargetGenerator
 
 
 class AdapterGenerator(nn.Module):
@@ -220,6 +31,7 @@ class AdapterGenerator(nn.Module):
         normalization: `svd`, `frobenius`, `newton_schulz` or `ridge`.
         hidden_norm: learned RMSNorm on the hidden states.
         value_shift: how many tokens later than its key a value is taken.
+        value_layer: block whose input the values are taken from; None: the target's own.
         key_windows: averages over neighbouring tokens that a key holds; see `window_weights`.
         window_gates: whether tokens can end these averages, such as the end of a sentence.
         write_gate: whether tokens can be written weakly or not at all.
@@ -239,6 +51,7 @@ class AdapterGenerator(nn.Module):
         normalization: str = "newton_schulz",
         hidden_norm: bool = True,
         value_shift: int = 0,
+        value_layer: int | None = None,
         key_windows: Sequence[int] = (),
         window_gates: bool = False,
         write_gate: bool = False,
@@ -246,6 +59,12 @@ class AdapterGenerator(nn.Module):
         super().__init__()
         if not targets:
             raise ConfigError("an AdapterGenerator needs at least one target layer, got none")
+        lowest = min(target.layer for target in targets)
+        if value_layer is not None and value_layer > lowest:
+            raise ConfigError(
+                f"generator.value_layer must not lie above the lowest adapted block ({lowest}), got {value_layer}: its "
+                "values have to be known before that block runs"
+            )
         rank = state_dim if rank is None else rank
         GeneratorConfig(  # refuses what does not fit
             state_dim=state_dim,
@@ -253,6 +72,7 @@ class AdapterGenerator(nn.Module):
             scale=scale,
             normalization=normalization,
             value_shift=value_shift,
+            value_layer=value_layer,
             key_windows=tuple(key_windows),
             window_gates=window_gates,
             write_gate=write_gate,
@@ -260,6 +80,7 @@ class AdapterGenerator(nn.Module):
         self.targets = tuple(targets)
         self.hidden_size = hidden_size
         self.state_dim = state_dim
+        self.value_layer = value_layer
         self._index = {target.name: index for index, target in enumerate(self.targets)}
         self.generators = nn.ModuleList(
             TargetGenerator(
@@ -291,6 +112,7 @@ class AdapterGenerator(nn.Module):
             normalization=config.normalization,
             hidden_norm=config.hidden_norm,
             value_shift=config.value_shift,
+            value_layer=config.value_layer,
             key_windows=config.key_windows,
             window_gates=config.window_gates,
             write_gate=config.write_gate,
@@ -304,7 +126,8 @@ class AdapterGenerator(nn.Module):
     @property
     def layers(self) -> tuple[int, ...]:
         """Indices of the Transformer blocks whose inputs the generator reads, ascending."""
-        return tuple(sorted({target.layer for target in self.targets}))
+        values = set() if self.value_layer is None else {self.value_layer}
+        return tuple(sorted(values | {target.layer for target in self.targets}))
 
     @property
     def num_parameters(self) -> int:
@@ -321,7 +144,12 @@ class AdapterGenerator(nn.Module):
         Returns:
             Target name -> `[batch, *state_shape]`, float32.
         """
-        return {target.name: self[target.name].write(hidden[target.layer], mask) for target in self.targets}
+        values = self.value_hidden(hidden)
+        return {target.name: self[target.name].write(hidden[target.layer], mask, values) for target in self.targets}
+
+    def value_hidden(self, hidden: Mapping[int, Tensor]) -> Tensor | None:
+        """Of all block inputs those that values are taken from; None: every target's own."""
+        return None if self.value_layer is None else hidden[self.value_layer]
 
     def normalize(self, states: Tensor) -> Tensor:
         """norm(S), eqs. (6)-(8), of the states of all targets at once, `[targets, ..., d_r, d_r]`."""

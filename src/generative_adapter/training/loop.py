@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.base_model.prompts import pad_id, start_ids
@@ -29,6 +30,7 @@ from generative_adapter.training.processes import Processes
 from generative_adapter.training.recipe import TrainingRecipe
 from generative_adapter.training.sources import ContextSampler
 from generative_adapter.training.state import save_checkpoint
+from generative_adapter.training.whitening import measure_whiteners
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ class Trainer:
         self._output = Path(recipe.output)
         self._start_ids = start_ids(base.tokenizer)
         self._weights = {name: getattr(recipe, f"{name}_weight") for name in OBJECTIVES}
-        self.optimizer = build_optimizer(recipe, generator)
+        self.optimizer = build_optimizer(recipe, generator, self._whiteners())
 
     def run(self, max_seconds: float | None = None) -> str:
         """Trains until `num_steps` are done or `max_seconds` have passed in this call; writes a checkpoint at the end.
@@ -128,6 +130,12 @@ class Trainer:
             )
             for part in split(items, recipe.micro_batch_tokens)
         ]
+
+    def _whiteners(self) -> dict[str, Tensor]:
+        """Measured on the contexts of the first steps, the same in every process and when a run is resumed."""
+        steps = math.ceil(self.recipe.whitening_contexts / self.recipe.contexts_per_step)
+        batches = (batch for step in range(steps) for batch in self.batches(self.sampler.step(step)))
+        return measure_whiteners(self.base, self.generator, batches)
 
     def _step(self, step: int) -> dict[str, float]:
         started = time.perf_counter()

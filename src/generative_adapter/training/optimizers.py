@@ -5,11 +5,12 @@ Leaves out: schedules (`recipe.learning_rate_at`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from generative_adapter.errors import MissingDependencyError
@@ -20,13 +21,54 @@ from generative_adapter.training.recipe import TrainingRecipe
 _MUON_FACTOR = 5.0
 
 
-class CombinedOptimizer:
-    """Several optimisers that own different parameters, used as one."""
+@dataclass(frozen=True)
+class WhitenedSteps:
+    """Steps of a projection W in whitened coordinates: an optimiser moves D from zero by the gradient G P, W gets D P.
 
-    def __init__(self, optimizers: list[Optimizer]) -> None:
+    Attributes:
+        parameter: W, `[..., d]`.
+        step: D, of W's shape, the optimiser's parameter.
+        whitener: P, symmetric, `[d, d]`.
+        rate: size of a step at learning rate 1: the root mean square of W P^-1 when training starts.
+    """
+
+    parameter: nn.Parameter
+    step: nn.Parameter
+    whitener: Tensor
+    rate: float
+
+    @classmethod
+    def of(cls, parameter: nn.Parameter, whitener: Tensor) -> WhitenedSteps:
+        """Steps of one projection; one that starts at zero moves as a tenth of a new projection would."""
+        whitened = torch.linalg.solve(whitener.double(), parameter.detach().double().mT)
+        least = 0.1 / parameter.shape[-1] ** 0.5
+        rate = max(least, whitened.square().mean().sqrt().item())
+        return cls(parameter, nn.Parameter(torch.zeros_like(parameter)), whitener.to(parameter), rate)
+
+    def give_gradient(self) -> None:
+        """Gives the optimiser's parameter its gradient."""
+        self.step.grad = None if self.parameter.grad is None else self.parameter.grad @ self.whitener
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Moves the projection by what the optimiser did."""
+        self.parameter.add_(self.step @ self.whitener)
+        self.step.zero_()
+
+
+class CombinedOptimizer:
+    """Several optimisers that own different parameters, used as one.
+
+    Args:
+        optimizers: they own the parameters, or the steps of `whitened` ones.
+        whitened: parameters that move in whitened coordinates.
+    """
+
+    def __init__(self, optimizers: list[Optimizer], whitened: Sequence[WhitenedSteps] = ()) -> None:
         self.optimizers = optimizers
+        self.whitened = tuple(whitened)
         self._factors = [_MUON_FACTOR if type(optimizer).__name__ == "Muon" else 1.0 for optimizer in optimizers]
-        self.state: MutableMapping[nn.Parameter, dict[str, Any]] = _States(optimizers)
+        self.state: MutableMapping[nn.Parameter, dict[str, Any]] = _States(optimizers, self.whitened)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Sets the learning rate of every group, in AdamW's units."""
@@ -37,57 +79,80 @@ class CombinedOptimizer:
     @torch.no_grad()
     def step(self) -> None:
         """One step of each."""
+        for each in self.whitened:
+            each.give_gradient()
         for optimizer in self.optimizers:
             optimizer.step()
+        for each in self.whitened:
+            each.apply()
 
     def zero_grad(self) -> None:
         """Drops the gradients."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
+        for each in self.whitened:
+            each.parameter.grad = None
 
 
 class _States(MutableMapping[nn.Parameter, "dict[str, Any]"]):
     """Per-parameter states, each kept by the optimiser that owns the parameter."""
 
-    def __init__(self, optimizers: list[Optimizer]) -> None:
-        self._owners = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
+    def __init__(self, optimizers: list[Optimizer], whitened: Sequence[WhitenedSteps]) -> None:
+        owned = {p: (o, p) for o in optimizers for group in o.param_groups for p in group["params"]}
+        for each in whitened:  # the state of a step is its parameter's
+            owned[each.parameter] = owned.pop(each.step)
+        self._owners = owned
 
     def __getitem__(self, parameter: nn.Parameter) -> dict[str, Any]:
-        state = self._owners[parameter].state
-        if parameter not in state:
+        owner, own = self._owners[parameter]
+        if own not in owner.state:
             raise KeyError("this parameter has no optimiser state yet")
-        return state[parameter]
+        return owner.state[own]
 
     def __setitem__(self, parameter: nn.Parameter, value: dict[str, Any]) -> None:
-        self._owners[parameter].state[parameter] = value
+        owner, own = self._owners[parameter]
+        owner.state[own] = value
 
     def __delitem__(self, parameter: nn.Parameter) -> None:
-        del self._owners[parameter].state[parameter]
+        owner, own = self._owners[parameter]
+        del owner.state[own]
 
     def __iter__(self) -> Iterator[nn.Parameter]:
-        return (parameter for parameter, owner in self._owners.items() if parameter in owner.state)
+        return (parameter for parameter, (owner, own) in self._owners.items() if own in owner.state)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
 
-def build_optimizer(recipe: TrainingRecipe, generator: AdapterGenerator) -> CombinedOptimizer:
+def build_optimizer(
+    recipe: TrainingRecipe, generator: AdapterGenerator, whiteners: Mapping[str, Tensor] | None = None
+) -> CombinedOptimizer:
     """The recipe's optimiser: `adamw` for everything, or `muon` for the projections and AdamW for the norms.
+
+    Args:
+        recipe: its settings.
+        generator: what is trained.
+        whiteners: parameter name -> P for those that move in whitened coordinates, in proportion to their size and
+            without weight decay.
 
     Raises:
         MissingDependencyError: when Muon is asked for and this torch has none.
     """
-    rates: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    whitened: list[WhitenedSteps] = []
+    groups: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    plain: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in generator.named_parameters():
-        slow = recipe.memory_rate != 1 and not name.endswith(".output_proj")
-        rates.setdefault((parameter.ndim > 1, slow), []).append(parameter)
-
-    def groups(projections: bool) -> list[dict[str, Any]]:
-        sides = ((False, 1.0), (True, recipe.memory_rate))
-        return [{"params": rates[projections, slow], "rate": r} for slow, r in sides if (projections, slow) in rates]
-
+        rate = 1.0 if name.endswith(".output_proj") else recipe.memory_rate
+        if whiteners and name in whiteners:
+            own = WhitenedSteps.of(parameter, whiteners[name])
+            whitened.append(own)
+            groups[True].append({"params": [own.step], "rate": rate * own.rate, "weight_decay": 0.0})
+        else:
+            plain.setdefault((parameter.ndim > 1, rate), []).append(parameter)
+    for (projections, rate), parameters in plain.items():
+        decay = recipe.weight_decay if projections else 0.0
+        groups[projections].append({"params": parameters, "rate": rate, "weight_decay": decay})
     first, second = recipe.adam_betas
-    adam_groups = [{**group, "weight_decay": 0.0} for group in groups(False)]
     optimizers: list[Optimizer] = []
     if recipe.optimizer == "muon":
         try:
@@ -96,9 +161,7 @@ def build_optimizer(recipe: TrainingRecipe, generator: AdapterGenerator) -> Comb
             raise MissingDependencyError(
                 f"optimizer: muon needs torch 2.9 or newer, this is {torch.__version__}; pip install 'torch>=2.9'"
             ) from error
-        optimizers.append(Muon(groups(True), lr=0.0, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"))
-    else:
-        adam_groups[:0] = [{**group, "weight_decay": recipe.weight_decay} for group in groups(True)]
-    if adam_groups:
+        optimizers.append(Muon(groups.pop(True), lr=0.0, adjust_lr_fn="match_rms_adamw"))
+    if adam_groups := [group for each in groups.values() for group in each]:
         optimizers.append(AdamW(adam_groups, lr=0.0, betas=(first, second)))
-    return CombinedOptimizer(optimizers)
+    return CombinedOptimizer(optimizers, whitened)

@@ -93,6 +93,9 @@ class TrainingRecipe:
         learning_rate: peak learning rate; Muon's is scaled to AdamW's units (RMS of an early update).
         memory_rate: factor on the learning rate of all but the output projections; below 1 keeps what an
             `initial_generator` knows of writing and looking up while outputs are learned, 0 freezes it.
+        whitening_contexts: contexts from which second moments of the projections' inputs are measured before training
+            (`whitening`); all projections but the outputs then move in whitened coordinates and in proportion to their
+            size: `memory_rate` 1 and `learning_rate` 0.002 move them by 0.2 % a step. 0: none of that.
         warmup_steps: steps of linear warm-up.
         decay_share: last part of the run in which the learning rate falls linearly; 1 is the paper's schedule.
         final_learning_rate: what it falls to, as a part of the peak.
@@ -128,6 +131,7 @@ class TrainingRecipe:
     row_tokens: int = 128
     learning_rate: float = 2e-3
     memory_rate: float = 1.0
+    whitening_contexts: int = 0
     warmup_steps: int = 100
     decay_share: float = 1.0
     final_learning_rate: float = 0.0
@@ -156,7 +160,14 @@ class TrainingRecipe:
         require(self.attention in ("eager", "sdpa"), f"attention must be eager or sdpa, got {self.attention!r}")
         for name in ("num_steps", "contexts_per_step", "micro_batch_tokens", "row_tokens", "log_steps"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("warmup_steps", "evaluation_steps", "evaluation_contexts", "weight_decay", "seed"):
+        for name in (
+            "warmup_steps",
+            "evaluation_steps",
+            "evaluation_contexts",
+            "whitening_contexts",
+            "weight_decay",
+            "seed",
+        ):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("learning_rate", "gradient_clip", "checkpoint_seconds"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
