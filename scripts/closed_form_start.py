@@ -5,8 +5,8 @@ python scripts/closed_form_start.py RECIPE OUTPUT --contexts 1000
 Reads synthetic facts with the plain base model and solves linear problems, one a target layer, for what training finds
 late or never (docs/experiments.md): queries at a question's end that match the words of a name (window keys), the
 attribute (keys) and, inside an answer, the token before (keys); gates that end averages with the sentence, pick out
-names, and write answers only; values from which the token itself can be told. `output_proj` stays zero, so the base
-model is unchanged until training. Use the file as a recipe's `initial_generator`, with a small `memory_rate`.
+names, and write answers only; values from which the token itself can be told, along other directions in every target.
+`output_proj` stays zero, so the base model is unchanged until training. Use the file as a recipe's `initial_generator`.
 
 The report tells how often the token with the largest weight is the one that an answer starts after (over all tokens of
 the context), and how often the right one of the facts' values is found (among), for names never seen.
@@ -18,191 +18,22 @@ import argparse
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from closed_form_reading import BATCH, Batch, batches, unit_rms
 from torch import Tensor
 
 from generative_adapter import load_base_model, save_generator
 from generative_adapter.base_model.capture import on_block_inputs
-from generative_adapter.base_model.inject import find_linear
 from generative_adapter.base_model.loading import BaseModel
-from generative_adapter.base_model.prompts import answer_ids, pad_id, question_ids
 from generative_adapter.checkpoint import GeneratorCheckpoint, build_generator
-from generative_adapter.data.facts import record_and_facts
 from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.training.recipe import TrainingRecipe, load_recipe
-from generative_adapter.training.sources import found_at
 
-BATCH = 16
-MOST_TOKENS = 160
 RIDGE_STRENGTH = 30.0  # of normalization: ridge; near-linear reads, since a query is not quite any key
-
-
-@dataclass
-class Asked:
-    """One question: its row in the batch, its tokens, where its name stands and where the answer's tokens stand."""
-
-    context: int
-    prompt: list[int]
-    answer: list[int]
-    name: list[int]
-    found: list[int]
-
-
-@dataclass
-class Batch:
-    """Contexts read by the base model, with their questions.
-
-    Attributes:
-        mask, ends, names, written: `[contexts, tokens]`: real tokens; last tokens of sentences; tokens of names; tokens
-            worth writing (answers, what follows them, and the first token, which is the same in every context).
-        ids: `[contexts, tokens]`.
-        hidden: block -> unit-RMS block inputs, `[contexts, tokens, d_h]`.
-        inputs: target -> its inputs, `[questions, tokens, d_in]`, of prompt and answer.
-        real: real tokens of those, `[questions, tokens]`.
-    """
-
-    asked: list[Asked]
-    ids: Tensor
-    mask: Tensor
-    ends: Tensor
-    names: Tensor
-    written: Tensor
-    hidden: dict[int, Tensor]
-    inputs: dict[str, Tensor]
-    real: Tensor
-
-    @property
-    def owners(self) -> Tensor:
-        """Context of each question."""
-        return torch.tensor([one.context for one in self.asked])
-
-    @property
-    def ends_of_prompts(self) -> Tensor:
-        """Position that predicts the first answer token, of each question."""
-        return torch.tensor([len(one.prompt) - 1 for one in self.asked])
-
-    @property
-    def before_values(self) -> Tensor:
-        """Context token before the answer, of each question."""
-        return torch.tensor([one.found[0] - 1 for one in self.asked])
-
-    def at_ends(self, name: str) -> Tensor:
-        """A target's inputs where answers start, `[questions, d_in]`."""
-        return self.inputs[name][torch.arange(len(self.asked)), self.ends_of_prompts]
-
-    @property
-    def continuations(self) -> Tensor:
-        """Question, position inside its answer, context, and context token of the same word, `[n, 4]`."""
-        rows = [
-            (number, len(one.prompt) + index, one.context, at)
-            for number, one in enumerate(self.asked)
-            for index, at in enumerate(one.found[:-1])
-        ]
-        return torch.tensor(rows, dtype=torch.long).view(-1, 4)
-
-
-def unit_rms(hidden: Tensor) -> Tensor:
-    """Tokens scaled to a root mean square of one, as a new generator's norm does."""
-    return hidden.float() * torch.rsqrt(hidden.float().square().mean(-1, keepdim=True) + 1e-6)
-
-
-def tokens_of(text: str, offsets: Sequence[tuple[int, int]], names: Sequence[str | None]) -> list[int]:
-    """Tokens of the first of some names that stands in the text; its first letter may be of another case."""
-    for name in names:
-        start = text.find(name[1:]) if name else -1
-        if name and start >= 0:
-            end = start + len(name) - 1
-            return [i for i, (begin, stop) in enumerate(offsets) if begin < end and stop > start]
-    return []
-
-
-def batches(
-    base: BaseModel, generator: AdapterGenerator, recipe: TrainingRecipe, rng: random.Random, count: int, split: str
-) -> Iterator[Batch]:
-    """Contexts of four facts, 60 % of them of one attribute, read by the plain base model."""
-    for _ in range(max(1, count // BATCH)):
-        contexts: list[list[int]] = []
-        marks: list[tuple[list[int], set[int], set[int]]] = []
-        asked: list[Asked] = []
-        while len(contexts) < BATCH:
-            attributes = "same" if rng.random() < 0.6 else "mixed"
-            style = rng.choice(["plain", "plain", None]) if split == "train" else "plain"
-            record, facts = record_and_facts(rng, 4, 4, split, style, attributes)
-            read = base.tokenizer(record.context, add_special_tokens=False, return_offsets_mapping=True)
-            ids, offsets = list(read["input_ids"]), list(read["offset_mapping"])
-            own: list[Asked] = []
-            written, names = {0}, set()
-            for question, fact in zip(record.questions, facts, strict=True):
-                prompt = question_ids(base.tokenizer, recipe.prompt, question.question)
-                answer = answer_ids(base.tokenizer, recipe.prompt, question.answers[0])
-                found = [
-                    at
-                    for at in found_at(base.tokenizer, record.context, ids, question.answers[0], len(answer))
-                    if at >= 0
-                ]
-                name = tokens_of(record.context, offsets, (fact.entity.name, fact.entity.short_name))
-                if found and found[0] > 0:
-                    written |= {*found, min(found[-1] + 1, len(ids) - 1)}
-                    names |= set(name)
-                    if name:
-                        own.append(Asked(len(contexts), list(prompt), list(answer), name, found))
-            if len(own) < 3 or len(ids) > MOST_TOKENS:
-                continue
-            text = record.context
-            ends = [i for i, (begin, stop) in enumerate(offsets) if _ends_sentence(text, begin, stop)]
-            contexts.append(ids)
-            marks.append((ends, names, written))
-            asked += own
-        yield _read(base, generator, contexts, marks, asked)
-
-
-def _ends_sentence(text: str, begin: int, stop: int) -> bool:
-    token = text[begin:stop]
-    closes = token.strip(" ")[-1:] in tuple(".!?;") and (stop >= len(text) or text[stop].isspace())
-    return "\n" in token or closes
-
-
-@torch.no_grad()
-def _read(
-    base: BaseModel,
-    generator: AdapterGenerator,
-    contexts: list[list[int]],
-    marks: list[tuple[list[int], set[int], set[int]]],
-    asked: list[Asked],
-) -> Batch:
-    decoder = getattr(base.model, "base_model", base.model)
-
-    def run(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-        width = max(map(len, rows))
-        ids = torch.tensor([row + [pad_id(base.tokenizer)] * (width - len(row)) for row in rows])
-        mask = torch.arange(width) < torch.tensor([[len(row)] for row in rows])
-        decoder(input_ids=ids.to(base.device), use_cache=False)  # causal: padding on the right changes nothing
-        return ids, mask
-
-    hidden: dict[int, Tensor] = {}
-    with on_block_inputs(base.model, generator.layers, lambda layer, h: hidden.update({layer: unit_rms(h).cpu()})):
-        ids, mask = run(contexts)
-    inputs: dict[str, Tensor] = {}
-    with ExitStack() as stack:
-        for target in generator.targets:
-
-            def keep(_module: object, args: tuple[Tensor, ...], name: str = target.name) -> None:
-                inputs[name] = args[0].float().cpu()
-
-            handle = find_linear(base.model, target.name).register_forward_pre_hook(keep)
-            stack.callback(handle.remove)
-        _, real = run([one.prompt + one.answer for one in asked])
-    planes = torch.zeros(3, *mask.shape, dtype=torch.bool)
-    for row, kinds in enumerate(marks):
-        for plane, tokens in zip(planes, kinds, strict=True):
-            plane[row, list(tokens)] = True
-    return Batch(asked, ids, mask, planes[0], planes[1], planes[2], hidden, inputs, real)
 
 
 class Moments:
@@ -212,7 +43,10 @@ class Moments:
         self.generator = generator
         self.sums: dict[tuple[str | int, str], Tensor] = {}
         self.counts: dict[tuple[str | int, str], int] = defaultdict(int)
-        self.words = _word_coordinates(base, generator.state_dim)
+        self.words, self.spectrum = word_coordinates(base)
+        if generator.value_layer == 0:  # embeddings: every word is known beforehand
+            embedding: Any = base.model.get_input_embeddings()
+            self._add_values(0, unit_rms(embedding.weight.detach()).cpu(), self.words)
 
     def add(self, key: str | int, name: str, total: Tensor, count: int) -> None:
         """Adds a sum over `count` samples."""
@@ -257,9 +91,9 @@ class Moments:
                 wanted = 5 - 9 * labels if name == "ends" else 6 * labels - 3
                 self.add(layer, f"{name} inputs", weighted.mT @ with_one, len(seen))
                 self.add(layer, f"{name} logits", weighted.mT @ wanted, len(seen))
-            answers = seen * (1 + 2 * batch.written.view(-1)[real].float()).unsqueeze(1)
-            self.add(layer, "value inputs", answers.mT @ seen, len(seen))
-            self.add(layer, "value words", answers.mT @ self.words[batch.ids.view(-1)[real]], len(seen))
+            if self.generator.value_layer in (None, layer) and layer > 0:
+                weight = 1 + 2 * batch.written.view(-1)[real].float()
+                self._add_values(layer, seen, self.words[batch.ids.view(-1)[real]], weight)
             middle = tokens.view(contexts, width, -1).sum(1) / batch.mask.sum(1, keepdim=True)
             before = tokens.view(contexts, width, -1)[ways[:, 2], ways[:, 3]] - middle[ways[:, 2]]
             pairs[layer] = (centre @ (flat[0] @ tokens), (flat[1] - flat[2]) @ tokens, before)
@@ -279,6 +113,12 @@ class Moments:
                 ("continuation", inside, before),
             ):
                 self.add(target.name, name, left.mT @ right, len(left))
+
+    def _add_values(self, layer: int, hidden: Tensor, words: Tensor, weight: Tensor | None = None) -> None:
+        weighted = hidden if weight is None else hidden * weight.unsqueeze(1)
+        self.add(layer, "value inputs", weighted.mT @ hidden, len(hidden))
+        self.add(layer, "value words", weighted.mT @ words, len(hidden))
+        self.add(layer, "value middle", hidden.sum(0), len(hidden))
 
     @torch.no_grad()
     def solve(self, shares: tuple[int, int], gains: tuple[float, float, float], sizes: dict[int, float]) -> None:
@@ -330,23 +170,37 @@ class Moments:
             if each.write_proj is not None and each.write_bias is not None:
                 each.write_proj.copy_(gates["written"][:-1].unsqueeze(0))
                 each.write_bias.copy_(gates["written"][-1:])
-            values = _regress(self.mean(target.layer, "value inputs"), self.mean(target.layer, "value words"), 0.01)
-            each.value_proj.copy_(values.mT)
+            each.value_proj.copy_(self._values(target.layer))
             if each.log_ridge is not None:
                 each.log_ridge.fill_(math.log(RIDGE_STRENGTH))
+
+    def _values(self, layer: int) -> Tensor:
+        """Random directions of the words' space, the stronger ones more often, without what all tokens share."""
+        layer = layer if self.generator.value_layer is None else self.generator.value_layer
+        own = torch.linalg.qr(
+            torch.randn(len(self.spectrum), self.generator.state_dim) * self.spectrum[:, None] ** 0.25
+        )[0]
+        words = _regress(self.mean(layer, "value inputs"), self.mean(layer, "value words"), 0.01)
+        middle = torch.nn.functional.normalize(self.mean(layer, "value middle"), dim=0)
+        values = words @ own
+        return (values - middle.unsqueeze(1) * (middle @ values)).mT
 
     def _gate(self, layer: int, name: str) -> Tensor:
         return _regress(self.mean(layer, f"{name} inputs"), self.mean(layer, f"{name} logits"), 0.003)
 
 
-def _word_coordinates(base: BaseModel, width: int) -> Tensor:
-    """Every token's place along the `width` main directions of the output embedding, unit variance each."""
+def word_coordinates(base: BaseModel) -> tuple[Tensor, Tensor]:
+    """Every token's place along the main directions of the output embedding, unit variance each; and their variances.
+
+    Returns:
+        `[vocabulary, d_h]` and `[d_h]`.
+    """
     head: Any = base.model.get_output_embeddings()
     table: Tensor = head.weight.detach().float().cpu()
     table = table - table.mean(0)
-    directions = torch.linalg.eigh((table.mT @ table).double())[1][:, -width:].float()
-    words = table @ directions
-    return words / words.square().mean(0).sqrt()
+    variances, directions = torch.linalg.eigh((table.mT @ table).double() / len(table))
+    variances = variances.float().clamp_min(1e-6 * float(variances[-1]))
+    return table @ directions.float() / variances.sqrt(), variances
 
 
 def _inverse_root(matrix: Tensor, floor: float) -> Tensor:
@@ -366,8 +220,8 @@ def _unit(projection: Tensor, moment: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def report(generator: AdapterGenerator, found: Iterator[Batch]) -> None:
-    """How well answers are looked up, target by target and by all together."""
+def report(generator: AdapterGenerator, found: Iterator[Batch]) -> dict[str, tuple[float, float]]:
+    """How well answers are looked up, target by target and by all together: of all tokens, and among the values."""
     hits: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     count = 0
     for batch in found:
@@ -389,8 +243,29 @@ def report(generator: AdapterGenerator, found: Iterator[Batch]) -> None:
             among = score[:, before].masked_fill(other, -torch.inf)
             hits[name][0] += (score.argmax(1) == before).float().sum().item()
             hits[name][1] += (before[among.argmax(1)] == before).float().sum().item()
-    for name, (anywhere, among) in hits.items():
-        print(f"{name}: of all tokens {anywhere / count:.0%}, among the values {among / count:.0%} ({count} questions)")
+    shares = {name: (anywhere / count, among / count) for name, (anywhere, among) in hits.items()}
+    for name, (anywhere, among) in shares.items():
+        print(f"{name}: of all tokens {anywhere:.0%}, among the values {among:.0%} ({count} questions)")
+    return shares
+
+
+def fit(base: BaseModel, generator: AdapterGenerator, recipe: TrainingRecipe, num_contexts: int) -> None:
+    """Solves a new generator's projections from that many contexts."""
+    moments = Moments(base, generator)
+    sizes: dict[int, float] = {}
+    with on_block_inputs(
+        base.model,
+        generator.layers,
+        lambda layer, h: sizes.update({layer: h.float().square().mean(-1).sqrt().median().item()}),
+    ):
+        for number, batch in enumerate(
+            batches(base, generator, recipe, random.Random(1), num_contexts, "train"), start=1
+        ):
+            moments.take_in(batch)
+            print(f"\r{number * BATCH} contexts", end="", flush=True)
+    print()
+    width = generator.state_dim
+    moments.solve((width * 9 // 16, width * 9 // 32), (12.0, 1.0, 2.0), sizes)
 
 
 def main() -> None:
@@ -403,21 +278,7 @@ def main() -> None:
     base = load_base_model(recipe.base_model, device=recipe.device, dtype=recipe.dtype)
     torch.manual_seed(recipe.seed)
     generator = build_generator(recipe.generator, base)
-    moments = Moments(base, generator)
-    sizes: dict[int, float] = {}
-    with on_block_inputs(
-        base.model,
-        generator.layers,
-        lambda layer, h: sizes.update({layer: h.float().square().mean(-1).sqrt().median().item()}),
-    ):
-        for number, batch in enumerate(
-            batches(base, generator, recipe, random.Random(1), given.contexts, "train"), start=1
-        ):
-            moments.take_in(batch)
-            print(f"\r{number * BATCH} contexts", end="", flush=True)
-    print()
-    width = recipe.generator.state_dim
-    moments.solve((width * 9 // 16, width * 9 // 32), (12.0, 1.0, 2.0), sizes)
+    fit(base, generator, recipe, given.contexts)
     for split in ("held_out_names", "held_out"):
         print(split)
         report(generator, batches(base, generator, recipe, random.Random(9), 96, split))
