@@ -15,7 +15,6 @@ the context), and how often the right one of the facts' values is found (among),
 from __future__ import annotations
 
 import argparse
-import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ from generative_adapter.checkpoint import GeneratorCheckpoint, build_generator
 from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.training.recipe import TrainingRecipe, load_recipe
 
-RIDGE_STRENGTH = 30.0  # of normalization: ridge; near-linear reads, since a query is not quite any key
+RIDGE_STRENGTH = 30.0  # times the mean eigenvalue of C: near-linear reads, since a query is not quite any key
 
 
 class Moments:
@@ -171,8 +170,6 @@ class Moments:
                 each.write_proj.copy_(gates["written"][:-1].unsqueeze(0))
                 each.write_bias.copy_(gates["written"][-1:])
             each.value_proj.copy_(self._values(target.layer))
-            if each.log_ridge is not None:
-                each.log_ridge.fill_(math.log(RIDGE_STRENGTH))
 
     def _values(self, layer: int) -> Tensor:
         """Random directions of the words' space, the stronger ones more often, without what all tokens share."""
@@ -249,6 +246,17 @@ def report(generator: AdapterGenerator, found: Iterator[Batch]) -> dict[str, tup
     return shares
 
 
+@torch.no_grad()
+def set_ridge_strengths(generator: AdapterGenerator, found: list[Batch]) -> None:
+    """`RIDGE_STRENGTH` times the mean over contexts of tr(C) / d_r, the mean eigenvalue of the sum of k k^T."""
+    for target in generator.targets:
+        each = generator[target.name]
+        if each.log_ridge is not None:
+            keys = (each.keys_and_values(batch.hidden[target.layer], batch.mask)[0] for batch in found)
+            sizes = torch.stack([own.square().sum(1).mean() for own in keys])
+            each.log_ridge.copy_((RIDGE_STRENGTH * sizes.mean(0)).log())
+
+
 def fit(base: BaseModel, generator: AdapterGenerator, recipe: TrainingRecipe, num_contexts: int) -> None:
     """Solves a new generator's projections from that many contexts."""
     moments = Moments(base, generator)
@@ -266,6 +274,7 @@ def fit(base: BaseModel, generator: AdapterGenerator, recipe: TrainingRecipe, nu
     print()
     width = generator.state_dim
     moments.solve((width * 9 // 16, width * 9 // 32), (12.0, 1.0, 2.0), sizes)
+    set_ridge_strengths(generator, list(batches(base, generator, recipe, random.Random(2), 3 * BATCH, "train")))
 
 
 def main() -> None:

@@ -141,8 +141,7 @@ def slow_normalize(target: TargetGenerator, state: Tensor) -> Tensor:
         return left[:, : target.rank] @ right[: target.rank]
     if target.normalization == "ridge":
         values, keys = state.chunk(2)
-        strength = target.ridge_strength * keys.trace() / len(keys)
-        return torch.linalg.solve(keys + strength * torch.eye(len(keys)), values.T).T
+        return torch.linalg.solve(keys + target.ridge_strength * torch.eye(len(keys)), values.T).T
     polar = state / state.square().sum().sqrt()
     if target.normalization == "newton_schulz":
         for a, b, c in _POLAR_EXPRESS:

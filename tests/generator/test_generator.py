@@ -282,7 +282,7 @@ def test_one_token_gives_one_direction(normalization: str, rank: int) -> None:
     value, key = target.value_proj @ hidden[0, 0], target.key_proj @ hidden[0, 0]
     unit = torch.outer(value / value.norm(), key / key.norm())
     if normalization == "ridge":  # the value for its key, less the regularisation's share
-        unit = torch.outer(value, key) / (key.square().sum() * (1 + target.ridge_strength / STATE))
+        unit = torch.outer(value, key) / (key.square().sum() + target.ridge_strength)
     expected = SCALE * target.output_proj @ unit @ target.query_proj
     delta = target.factors(target.write(hidden)[0]).delta()
     tolerance = {"newton_schulz": 2e-3, "ridge": 1e-4}.get(normalization, 1e-5)

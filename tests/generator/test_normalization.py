@@ -308,8 +308,7 @@ def test_ridge_is_the_regression_of_values_on_keys() -> None:
     """Against NumPy's least squares with the regularisation as extra rows."""
     keys, values = random_states(23, WIDTH), random_states(23, WIDTH, seed=2)
     strength = 0.3
-    penalty = float(strength * keys.square().sum() / WIDTH)
-    rows = numpy.concatenate([keys.double().numpy(), numpy.sqrt(penalty) * numpy.eye(WIDTH)])
+    rows = numpy.concatenate([keys.double().numpy(), numpy.sqrt(strength) * numpy.eye(WIDTH)])
     wanted = numpy.concatenate([values.double().numpy(), numpy.zeros((WIDTH, WIDTH))])
     expected = torch.from_numpy(numpy.linalg.lstsq(rows, wanted, rcond=None)[0].T)
     actual = ridge(key_value_state(keys, values), torch.tensor([strength]))
@@ -321,10 +320,20 @@ def test_ridge_tells_keys_apart_that_are_nearly_the_same() -> None:
     keys = 5 * random_states(1, WIDTH) + 0.5 * random_states(4, WIDTH, seed=2)
     values = torch.eye(4, WIDTH)
     state = key_value_state(keys, values)
-    exact = keys @ ridge(state, torch.tensor([1e-5])).mT
+    exact = keys @ ridge(state, torch.tensor([1e-3])).mT
     assert (exact[:, :4].argmax(-1) == torch.arange(4)).all() and (exact - values).norm() < 0.2 * values.norm()
     mixed = keys @ newton_schulz(state[:WIDTH]).mT
     assert (mixed[:, :4] / mixed[:, :4].sum(-1, keepdim=True)).diagonal().max() < 0.6
+
+
+def test_what_ridge_reads_of_a_key_does_not_shrink_as_other_keys_come() -> None:
+    """Twenty keys orthogonal to the first leave its read as it is."""
+    basis = torch.linalg.qr(random_states(WIDTH, WIDTH))[0]
+    keys = torch.cat([basis[:1], 3 * random_states(20, WIDTH - 1, seed=4) @ basis[1:]])
+    values = random_states(21, WIDTH, seed=2)
+    alone = ridge(key_value_state(keys[:1], values[:1]), torch.tensor([5.0])) @ keys[0]
+    among = ridge(key_value_state(keys, values), torch.tensor([5.0])) @ keys[0]
+    torch.testing.assert_close(among, alone, atol=1e-4, rtol=1e-4)
 
 
 def test_ridge_has_exact_gradients_and_no_random_part() -> None:

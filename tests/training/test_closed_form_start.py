@@ -119,6 +119,9 @@ def test_on_the_embedded_base_names_are_found_and_gates_follow_the_marks(
     assert before[1] < 0.35 and after[1] > 0.42  # among the values: chance is 0.25 to 0.3
     batch = held_out[0]
     for target in generator.targets:
+        keys = generator[target.name].keys_and_values(batch.hidden[target.layer], batch.mask)[0]
+        size = (keys.mT @ keys).diagonal(dim1=1, dim2=2).mean().item()
+        assert generator[target.name].ridge_strength.item() == pytest.approx(30 * size, rel=0.5)
         each, hidden = generator[target.name], batch.hidden[target.layer]
         assert each.gate_proj is not None and each.gate_bias is not None
         assert each.write_proj is not None and each.write_bias is not None

@@ -175,7 +175,7 @@ def test_lookup_losses_are_those_of_every_read_alone(
                 keys, values = (part[0] for part in each.keys_and_values(hidden[target.layer]))
                 query = each.query_proj @ inputs[target.name][len(ids) - len(at) - 1 + number]
                 gram = keys.T @ keys
-                gram = gram + each.ridge_strength * gram.trace() / len(gram) * torch.eye(len(gram))
+                gram = gram + each.ridge_strength * torch.eye(len(gram))
                 weights = keys @ torch.linalg.solve(gram, query)
                 torch.testing.assert_close(values.T @ weights, each.normalize(states[target.name]) @ query)
                 losses.append(-(10 * weights).log_softmax(0)[token - 1].item())

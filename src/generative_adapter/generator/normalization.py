@@ -69,23 +69,22 @@ def frobenius(state: Tensor) -> Tensor:
 
 
 def ridge_inverse(state: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
-    """S and (C + strength * tr(C) / d_r * I)^-1 of `ridge`; see there."""
+    """S and (C + strength * I)^-1 of `ridge`; see there."""
     values, keys = state.float().chunk(2, dim=-2)
-    mean = keys.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp_min(_TINY)
-    identity = torch.eye(keys.shape[-1], device=keys.device)
-    inverse: Tensor = torch.linalg.inv_ex(keys + strength * mean * identity).inverse
+    inverse: Tensor = torch.linalg.inv_ex(keys + strength * torch.eye(keys.shape[-1], device=keys.device)).inverse
     return values, inverse
 
 
 def ridge(state: Tensor, strength: Tensor) -> Tensor:
-    """The least-squares map from keys to values, S (C + strength * tr(C) / d_r * I)^-1; differentiable.
+    """The least-squares map from keys to values, S (C + strength * I)^-1; differentiable.
 
     Read with one of its own keys it gives that key's value, however much keys have in common, where the polar factor
-    gives mostly what the values have in common. Both sums are additive over chunks, as S of eq. (3) is.
+    gives mostly what the values have in common. Both sums are additive over chunks, as S of eq. (3) is. The strength is
+    not relative to the size of C, so that what is read of one key does not shrink as a text grows.
 
     Args:
         state: S = sum_i v_i k_i^T above C = sum_i k_i k_i^T, `[..., 2 d_r, d_r]`.
-        strength: of the regularisation, relative to C's mean eigenvalue, positive, broadcast over `[..., d_r, d_r]`.
+        strength: of the regularisation, in the units of squared keys, positive, broadcast over `[..., d_r, d_r]`.
 
     Returns:
         `[..., d_r, d_r]`, float32. An all-zero state gives zeros.

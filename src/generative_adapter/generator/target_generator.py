@@ -15,7 +15,7 @@ from generative_adapter.generator.low_rank import LowRankFactors
 from generative_adapter.generator.normalization import factorize, normalize, ridge
 
 _NORM_EPSILON = 1e-6
-_FIRST_RIDGE = 0.03
+_FIRST_RIDGE = 3.0  # a new generator's keys have a mean square of one in each of their entries
 _OPEN_GATE = 5.0
 
 
