@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -145,6 +147,38 @@ def test_held_out_facts_are_others(tokenizer: Any) -> None:
     items = drawn.held_out(0, 5)
     assert len(items) == 5 and items == drawn.held_out(0, 5)
     assert all([s.objective for s in item.segments] == ["answer", "answer"] for item in items)
+
+
+@pytest.mark.parametrize("style", ["plain", "key_value"])
+def test_facts_stand_among_the_sentences_of_real_texts(tokenizer: Any, tmp_path: Path, style: str) -> None:
+    """All of the facts are there, in their order, and all else are whole sentences of the files, as many as asked."""
+    texts = [f"Line {i} of {name} goes on. It ends here." for i in range(20) for name in ("a tale", "a song")]
+    path = write(tmp_path / "texts.jsonl", [Record(text, ()) for text in texts])
+    facts = SourceConfig("facts", style=style, num_facts=(3, 3), attributes="distinct")
+    config = replace(facts, paths=(path,), context_tokens=(40, 90), held_out_share=0.3)
+    scattered = 0
+    for number in range(12):
+        for held_out in (False, True):
+            alone, among = (
+                sampler(tokenizer, each)._draw(0, number, random.Random(number), held_out) for each in (facts, config)
+            )
+            whole, stated = text_of(tokenizer, among), text_of(tokenizer, alone)
+            pieces = [stated[a:b] for a, b in sources._sentences(stated)] if style == "plain" else [stated]
+            rest, at = whole, 0
+            for piece in pieces:
+                assert whole.find(piece.strip(), at) >= at
+                at = whole.find(piece.strip(), at)
+                rest = rest.replace(piece.strip(), "|", 1)
+            scattered += "|" not in rest.strip("| \n") and len(pieces) > 1
+            parts = [part.strip() for line in rest.split("|") for part in re.split(r"(?<=[.])\s+", line)]
+            found = [part for part in parts if part]
+            assert found and all(any(part in text for text in texts) for part in found)
+            digests = {hashlib.sha256(text.encode()).digest()[:4] for text in texts if found[0] in text}
+            if found[0].startswith("Line"):
+                assert all((int.from_bytes(d, "big") / 2**32 < 0.3) == held_out for d in digests)
+            assert 40 * 4 <= len(rest) <= 90 * 4 + 60
+            assert {s.ids for s in among.segments} == {s.ids for s in alone.segments}
+    assert scattered < 12  # mostly text stands between the facts
 
 
 def test_questions_are_asked_as_the_prompt_says(tokenizer: Any, tmp_path: Path) -> None:

@@ -23,12 +23,13 @@ class SourceConfig:
         kind: `facts` (synthetic, made on the fly), `questions` (files of contexts with questions), `text` (files of
             plain text: reconstruction and completion, eq. 5).
         share: part of a step's contexts that come from here; shares are taken relative to their sum.
-        paths: files of `questions` and `text`.
+        paths: files of `questions` and `text`; for `facts` texts among whose sentences the facts stand.
         num_facts: fewest and most facts in a context of `facts`.
         style: arrangement of the text of `facts` (`plain`, `chat`, ...); None: all, at random.
         attributes: `same` attribute of several things, `distinct` ones, or `mixed`; None: what the style is for.
         num_questions: most questions asked about one context; a `facts` context never has more questions than facts.
-        context_tokens: fewest and most tokens of a context; longer ones are cut at a sentence or a token.
+        context_tokens: fewest and most tokens of a context; longer ones are cut at a sentence or a token. For `facts`
+            with `paths`: about so many of the texts around the facts.
         reconstruction: probability that a context of `facts` or `questions` is also to be reconstructed.
         start_step: the source takes part from this step on.
         end_step: the source takes part before this step; None: to the end.

@@ -11,6 +11,7 @@ import hashlib
 import random
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from generative_adapter.training.batches import ContextItem, Segment
 from generative_adapter.training.recipe import SourceConfig, TrainingRecipe
 
 _FEWEST_TOKENS = 3  # of a window of plain text: two to take in, one to predict
+_CHARACTERS_PER_TOKEN = 4  # about, in English
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
@@ -92,7 +94,7 @@ class ContextSampler:
                     continue
                 digest = int.from_bytes(hashlib.sha256(record.context.encode("utf-8", "replace")).digest()[:4], "big")
                 (held_out if digest / 2**32 < source.held_out_share else train).append(record)
-        if source.kind != "facts" and not train:
+        if source.paths and not train:
             raise DataError(f"no usable record in {', '.join(source.paths)} for a source of kind {source.kind!r}")
         return train, held_out
 
@@ -112,6 +114,9 @@ class ContextSampler:
                 style=config.style,
                 attributes=config.attributes,
             )
+            if config.paths:
+                texts = self._records[source][1 if held_out else 0] or self._records[source][0]
+                record = replace(record, context=_among_texts(record.context, texts, rng, config))
             return self.record_item(record, rng, config)
         records = self._records[source][1 if held_out else 0]
         if held_out:
@@ -214,6 +219,24 @@ def _sentences(text: str) -> Iterator[tuple[int, int]]:
         start = match.end()
     if start < len(text):
         yield start, len(text)
+
+
+def _among_texts(facts: str, texts: Sequence[Record], rng: random.Random, config: SourceConfig) -> str:
+    """Facts in a run of sentences from real texts: plain ones scattered among them, other styles in one piece."""
+    wanted = rng.randint(*config.context_tokens) * _CHARACTERS_PER_TOKEN
+    around: list[str] = []
+    while sum(map(len, around)) < wanted:
+        text = rng.choice(texts).context
+        spans = list(_sentences(text))
+        for start, end in spans[rng.randrange(len(spans)) :]:
+            if sum(map(len, around)) < wanted:
+                around.append(text[start:end].strip())
+    pieces = [facts[start:end].strip() for start, end in _sentences(facts)] if config.style == "plain" else [facts]
+    places = sorted(rng.randint(0, len(around)) for _ in pieces)
+    for place, piece in reversed(list(zip(places, pieces, strict=True))):
+        around.insert(place, piece if config.style == "plain" else f"\n\n{piece}\n\n")
+    joined = "".join(piece + (" " if rng.random() < 0.85 else "\n\n") for piece in around)
+    return re.sub(r" *\n\s*\n\s*", "\n\n", joined).strip()
 
 
 def _window(record: Record, rng: random.Random, config: SourceConfig, tokenizer: PreTrainedTokenizerBase) -> Record:
