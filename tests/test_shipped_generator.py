@@ -66,7 +66,7 @@ def test_held_out_facts_come_from_the_adapter_alone(recall: dict[str, Any]) -> N
 
 @pytest.mark.embedded
 @pytest.mark.slow
-@pytest.mark.xfail(reason="76 % of 400 held-out questions: see docs/experiments.md")
+@pytest.mark.xfail(reason="76 % of 400 held-out questions, on these 96 a little more", strict=False)
 def test_the_target_of_four_in_five_held_out_facts(recall: dict[str, Any]) -> None:
     assert recall["adapter"] >= 0.80, recall["adapter"]
 
