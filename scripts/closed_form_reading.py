@@ -16,6 +16,7 @@ from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.base_model.prompts import answer_ids, pad_id, question_ids, start_ids
 from generative_adapter.data.facts import record_and_facts
 from generative_adapter.generator.generator import AdapterGenerator
+from generative_adapter.generator.target_generator import unit_rms
 from generative_adapter.training.recipe import TrainingRecipe
 from generative_adapter.training.sources import found_at
 
@@ -85,11 +86,6 @@ class Batch:
             for index, at in enumerate(one.found[:-1])
         ]
         return torch.tensor(rows, dtype=torch.long).view(-1, 4)
-
-
-def unit_rms(hidden: Tensor) -> Tensor:
-    """Tokens scaled to a root mean square of one, as a new generator's norm does."""
-    return hidden.float() * torch.rsqrt(hidden.float().square().mean(-1, keepdim=True) + 1e-6)
 
 
 def tokens_of(text: str, offsets: Sequence[tuple[int, int]], names: Sequence[str | None]) -> list[int]:
@@ -170,7 +166,7 @@ def _read(
     with on_block_inputs(
         base.model,
         generator.layers,
-        lambda layer, h: hidden.update({layer: unit_rms(h[:, len(start) :]).cpu()}),
+        lambda layer, h: hidden.update({layer: unit_rms(h[:, len(start) :].float()).cpu()}),
     ):
         ids, mask = (found[:, len(start) :] for found in run([start + context for context in contexts]))
     inputs: dict[str, Tensor] = {}

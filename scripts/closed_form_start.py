@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from closed_form_reading import BATCH, Batch, batches, unit_rms
+from closed_form_reading import BATCH, Batch, batches
 from torch import Tensor
 
 from generative_adapter import load_base_model, save_generator
@@ -30,6 +30,7 @@ from generative_adapter.base_model.capture import on_block_inputs
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.checkpoint import GeneratorCheckpoint, build_generator
 from generative_adapter.generator.generator import AdapterGenerator
+from generative_adapter.generator.target_generator import unit_rms
 from generative_adapter.training.recipe import TrainingRecipe, load_recipe
 
 RIDGE_STRENGTH = 30.0  # times the mean eigenvalue of C: near-linear reads, since a query is not quite any key
@@ -45,7 +46,7 @@ class Moments:
         self.words, self.spectrum = word_coordinates(base)
         if generator.value_layer == 0:  # embeddings: every word is known beforehand
             embedding: Any = base.model.get_input_embeddings()
-            self._add_values(0, unit_rms(embedding.weight.detach()).cpu(), self.words)
+            self._add_values(0, unit_rms(embedding.weight.detach().float()).cpu(), self.words)
 
     def add(self, key: str | int, name: str, total: Tensor, count: int) -> None:
         """Adds a sum over `count` samples."""

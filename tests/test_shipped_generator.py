@@ -16,7 +16,7 @@ from generative_adapter.checkpoint import read_generator_info, shipped_generator
 from generative_adapter.errors import BaseModelError
 
 ROOT = Path(__file__).parents[1]
-RECALL_FLOOR = 0.65  # a little below what the shipped file was measured at
+RECALL_FLOOR = 0.75  # a little below what the shipped file was measured at
 
 
 def benchmark() -> ModuleType:
@@ -61,14 +61,7 @@ def test_held_out_facts_come_from_the_adapter_alone(recall: dict[str, Any]) -> N
     assert recall["adapter"] >= RECALL_FLOOR, recall["adapter"]
     assert recall["closed_book"] < 0.15, recall["closed_book"]
     for control in ("other_adapter", "shuffled_adapter"):
-        assert recall[control] - recall["closed_book"] < 0.10, (control, recall[control])
-
-
-@pytest.mark.embedded
-@pytest.mark.slow
-@pytest.mark.xfail(reason="76 % of 400 held-out questions, on these 96 a little more", strict=False)
-def test_the_target_of_four_in_five_held_out_facts(recall: dict[str, Any]) -> None:
-    assert recall["adapter"] >= 0.80, recall["adapter"]
+        assert recall[control] - recall["closed_book"] < 0.06, (control, recall[control])
 
 
 @pytest.mark.embedded

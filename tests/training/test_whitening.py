@@ -42,7 +42,7 @@ def inverse_root(moment: Tensor) -> Tensor:
     return (vectors @ torch.diag(root / root.square().mean().sqrt()) @ vectors.mT).float()
 
 
-def slow_moments(base: BaseModel, generator: AdapterGenerator) -> dict[str | int, Tensor]:
+def slow_moments(base: BaseModel, generator: AdapterGenerator, hidden_norm: bool) -> dict[str | int, Tensor]:
     """Sums over context tokens of each block's input, and over question tokens of each target's."""
     sums: dict[str | int, Tensor] = {}
     questions: dict[str, list[Tensor]] = {target.name: [] for target in generator.targets}
@@ -51,7 +51,7 @@ def slow_moments(base: BaseModel, generator: AdapterGenerator) -> dict[str | int
         hidden = capture_block_inputs(base.model, generator.layers, torch.tensor([item.chunks[0]]))
         for layer, rows in hidden.items():
             for row in rows[0]:
-                row = row / (row.square().mean() + 1e-6).sqrt()
+                row = row / (row.square().mean() + 1e-6).sqrt() if hidden_norm else row
                 sums[layer] = sums.get(layer, torch.zeros(28, 28)) + torch.outer(row, row)
         for segment in item.segments:
             for name, found in questions.items():
@@ -74,15 +74,22 @@ def slow_moments(base: BaseModel, generator: AdapterGenerator) -> dict[str | int
     return sums
 
 
+@pytest.mark.parametrize("hidden_norm", [True, False])
 @pytest.mark.parametrize("value_layer", [None, 0])
 def test_whiteners_are_inverse_roots_of_second_moments(
-    value_layer: int | None, base: BaseModel, random_generator: Callable[..., AdapterGenerator]
+    value_layer: int | None, hidden_norm: bool, base: BaseModel, random_generator: Callable[..., AdapterGenerator]
 ) -> None:
     targets = ("attention_output", "feed_forward_down")
     generator = random_generator(
-        targets=targets, layers=(1, 2), value_layer=value_layer, key_windows=(3,), window_gates=True, write_gate=True
+        hidden_norm=hidden_norm,
+        targets=targets,
+        layers=(1, 2),
+        value_layer=value_layer,
+        key_windows=(3,),
+        window_gates=True,
+        write_gate=True,
     )
-    moments = slow_moments(base, generator)
+    moments = slow_moments(base, generator, hidden_norm)
     found = measure_whiteners(base, generator, [assemble(ITEMS, pad_id=0, start_ids=(), row_tokens=32)])
     expected = set()
     for index, target in enumerate(generator.targets):

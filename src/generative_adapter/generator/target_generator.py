@@ -115,13 +115,13 @@ class TargetGenerator(nn.Module):
         own_values = [self.value_proj] if value_hidden is None else []
         projections = torch.cat([*own_values, self.key_proj, *self.window_projs, *gates])
         if self.norm_weight is not None:
-            hidden = _unit_rms(hidden)
+            hidden = unit_rms(hidden)
             projections = projections * self.norm_weight
         width = len(self.key_proj)
         sizes = [width] * (len(own_values) + 1 + len(self.key_windows)) + [len(gate) for gate in gates]
         projected = list((hidden @ projections.to(hidden.dtype).mT).float().split(sizes, dim=-1))
         if value_hidden is not None:
-            value_hidden = value_hidden if self.norm_weight is None else _unit_rms(value_hidden)
+            value_hidden = value_hidden if self.norm_weight is None else unit_rms(value_hidden)
             projected.insert(0, (value_hidden @ self.value_proj.to(value_hidden.dtype).mT).float())
         values, keys, *neighbours = projected
         strength = None if self.write_bias is None else torch.sigmoid(neighbours.pop() + self.write_bias)
@@ -189,7 +189,7 @@ class TargetGenerator(nn.Module):
         return LowRankFactors(down=down, up=self.scale * (self.output_proj @ left))
 
 
-def _unit_rms(hidden: Tensor) -> Tensor:
+def unit_rms(hidden: Tensor) -> Tensor:
     """Tokens scaled to a root mean square of one; the square is taken in float32."""
     exact = hidden.float()
     return (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + _NORM_EPSILON)).to(hidden.dtype)

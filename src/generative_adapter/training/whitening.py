@@ -17,6 +17,7 @@ from generative_adapter.base_model.inject import find_linear
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.base_model.prefix_pass import attention_mask, read_first_chunks, segment_positions
 from generative_adapter.generator.generator import AdapterGenerator
+from generative_adapter.generator.target_generator import unit_rms
 from generative_adapter.training.batches import Batch
 
 DAMPING = 1.0  # times the median second moment
@@ -28,7 +29,7 @@ def measure_whiteners(base: BaseModel, generator: AdapterGenerator, batches: Ite
     """(C + damping)^(-1/2) for every projection that reads hidden states or a target's input.
 
     C is the second moment of a projection's input: of the context's tokens for what writes (each scaled to a root mean
-    square of one, as the generator's norm does), of the supervised tokens and, with little weight, all others for
+    square of one, where the generator's norm does so), of the supervised tokens and, with little weight, all others for
     `query_proj`. What the generator itself would change of them is left out.
 
     Args:
@@ -42,6 +43,7 @@ def measure_whiteners(base: BaseModel, generator: AdapterGenerator, batches: Ite
     blocks: dict[int, Tensor] = {}
     inputs: dict[str, Tensor] = {}
     weight = 0
+    normed = generator[generator.targets[0].name].norm_weight is not None
     for batch in batches:
         for ids, segments in batch.first:
             read = read_first_chunks(
@@ -53,7 +55,7 @@ def measure_whiteners(base: BaseModel, generator: AdapterGenerator, batches: Ite
             )
             for layer, hidden in read.hidden.items():
                 tokens = hidden[read.mask].float()
-                tokens = tokens * torch.rsqrt(tokens.square().mean(-1, keepdim=True) + 1e-6)
+                tokens = unit_rms(tokens) if normed else tokens
                 blocks[layer] = blocks.get(layer, 0) + tokens.mT @ tokens
         weight += _add_inputs(base, generator, batch, inputs)
     if not weight:
@@ -99,7 +101,7 @@ def _add_inputs(base: BaseModel, generator: AdapterGenerator, batch: Batch, inpu
 
 
 def _inverse_root(moment: Tensor) -> Tensor:
-    """(C / t + damping * median eigenvalue)^(-1/2), scaled so that its mean square over C's directions is one."""
+    """(C + damping * median eigenvalue * I)^(-1/2), scaled to eigenvalues of mean square one: C's size is no matter."""
     values, vectors = torch.linalg.eigh(moment.double())
     values = values.clamp_min(0)
     root = (values + DAMPING * values.median().clamp_min(1e-12 * values.max())).rsqrt()
