@@ -31,6 +31,17 @@ GENERIC_QUESTIONS = (
     "{o}: {label}?",
     "According to the text, what is {p} {label}?",
     "I am looking for the {label} of {o}.",
+    "Have you got the {label} of {o}?",
+    "Would you look up {p} {label}?",
+    "Let me hear {p} {label}.",
+    "State the {label} of {o}.",
+    "I wonder what {p} {label} is.",
+    "Help me find the {label} of {o}.",
+    "From what you read, what is the {label} of {o}?",
+    "I forgot the {label} of {o}.",
+    "{o}, {label}",
+    "Say what {p} {label} is.",
+    "Which is {p} {label}?",
 )
 GENERIC_WHO_QUESTIONS = (
     "Who is {p} {label}?",
@@ -44,6 +55,14 @@ GENERIC_WHO_QUESTIONS = (
     "who is the {label} of {o}",
     "{o}: {label}?",
     "According to the text, who is {p} {label}?",
+    "Have you got the name of {p} {label}?",
+    "Would you look up who {p} {label} is?",
+    "I wonder who the {label} of {o} is.",
+    "Help me find the {label} of {o}.",
+    "From what you read, who is {p} {label}?",
+    "I forgot who {p} {label} is.",
+    "What is {p} {label} called?",
+    "Say who the {label} of {o} is.",
 )
 HELD_OUT_GENERIC_QUESTIONS = (
     "I need to know {p} {label}.",

@@ -19,7 +19,7 @@ from typing import Any
 
 MIN_SPLIT_WORDS = 60
 HELD_OUT_SHARE = 5  # one in this many words is held out
-VOWEL_SOUND = re.compile(r"(?!one\b|on?ce|uni|use|util|ukulele|euro|ewe)(?:[aeiou]|hour|honest|heir)", re.IGNORECASE)
+VOWEL_SOUND = re.compile(r"(?!one\b|once|uni|use|util|ukulele|euro|ewe)(?:[aeiou]|hour|honest|heir)", re.IGNORECASE)
 
 
 def read_table(name: str) -> Any:
