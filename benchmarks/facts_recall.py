@@ -1,10 +1,13 @@
 """Recall of held-out facts by a generator, beside closed-book, another context's adapter and shuffled words.
 
     python benchmarks/facts_recall.py [--generator FILE] [--contexts 100] [--facts 4] [--split held_out] [--json FILE]
+    python benchmarks/facts_recall.py --data benchmarks/handwritten_facts.jsonl
 
 Each context states `--facts` facts in plain sentences, with names, wordings and half of the attributes never trained
-on; every fact is asked for once. An answer is right when it equals the stated one after SQuAD's normalisation (case,
-punctuation, articles). Nothing of the context is in the prompt.
+on; every fact is asked for once. With `--data` the contexts and questions are those of a file: 25 short texts with 100
+questions, written by hand, come with it. An answer is right when it equals an accepted one after SQuAD's normalisation
+(case, punctuation, articles). Nothing of the context is in the prompt, but for "full_context": the same base model
+with the whole context in its prompt.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from pathlib import Path
 
 from generative_adapter import ContextMemory, GenerativeAdapter
 from generative_adapter.data.facts import SPLITS, facts_evaluation_set
-from generative_adapter.data.records import Record
+from generative_adapter.data.records import Record, read_records
 
 BATCH = 32
 
@@ -32,9 +35,16 @@ def normalized(text: str) -> str:
 
 
 def recall(
-    model: GenerativeAdapter, records: Sequence[Record], memories: Sequence[ContextMemory] | None
+    model: GenerativeAdapter,
+    records: Sequence[Record],
+    memories: Sequence[ContextMemory] | None,
+    *,
+    in_prompt: bool = False,
 ) -> tuple[float, list[dict[str, str]]]:
-    """Share of questions answered exactly, with record i answered under memory i; and every answer."""
+    """Share of questions answered exactly, with record i answered under memory i; and every answer.
+
+    With `in_prompt` the context itself is in the prompt.
+    """
     asked = [(index, question) for index, record in enumerate(records) for question in record.questions]
     rows = []
     for start in range(0, len(asked), BATCH):
@@ -42,6 +52,7 @@ def recall(
         answers = model.answer(
             [question.question for _, question in batch],
             None if memories is None else [memories[index] for index, _ in batch],
+            contexts=[records[index].context for index, _ in batch] if in_prompt else None,
             max_new_tokens=16,
         )
         for (_, question), answer in zip(batch, answers, strict=True):
@@ -59,22 +70,20 @@ def shuffled(text: str) -> str:
     return " ".join(words)
 
 
-def measure(model: GenerativeAdapter, num_contexts: int, num_facts: int, split: str, seed: int = 7) -> dict:
-    """Exact match of the adapter, closed-book, the next context's adapter, and that of the context's words shuffled."""
-    records = facts_evaluation_set(num_contexts, num_facts=num_facts, split=split, seed=seed)
+def measure(model: GenerativeAdapter, records: Sequence[Record]) -> dict:
+    """Exact match of the adapter, closed-book, the next context's adapter, that of the words shuffled, and prompting."""
     started = time.perf_counter()
     memories = [model.contextualize(record.context) for record in records]
     seconds = time.perf_counter() - started
     adapter, rows = recall(model, records, memories)
     return {
-        "split": split,
         "num_contexts": len(records),
-        "num_facts": num_facts,
         "num_questions": sum(len(record.questions) for record in records),
         "adapter": adapter,
         "closed_book": recall(model, records, None)[0],
         "other_adapter": recall(model, records, memories[1:] + memories[:1])[0],
         "shuffled_adapter": recall(model, records, [model.contextualize(shuffled(r.context)) for r in records])[0],
+        "full_context": recall(model, records, None, in_prompt=True)[0],
         "contextualize_seconds": seconds / len(records),
         "answers": rows,
     }
@@ -86,10 +95,16 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, default=100)
     parser.add_argument("--facts", type=int, default=4)
     parser.add_argument("--split", choices=SPLITS, default="held_out")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--data", type=Path, help="contexts with questions instead of synthetic facts")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    model = GenerativeAdapter.from_pretrained(given.generator)
-    result = measure(model, given.contexts, given.facts, given.split)
+    if given.data:
+        records, name = list(read_records(given.data)), given.data.name
+    else:
+        records = facts_evaluation_set(given.contexts, num_facts=given.facts, split=given.split, seed=given.seed)
+        name = f"{given.split}, {given.facts} facts a context"
+    result = {"data": name, **measure(GenerativeAdapter.from_pretrained(given.generator), records)}
     if given.json:
         given.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print({key: value for key, value in result.items() if key != "answers"})

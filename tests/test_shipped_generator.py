@@ -13,6 +13,8 @@ import pytest
 from generative_adapter import GenerativeAdapter
 from generative_adapter.base_model.loading import find_embedded_gguf
 from generative_adapter.checkpoint import read_generator_info, shipped_generator
+from generative_adapter.data.facts import facts_evaluation_set
+from generative_adapter.data.records import read_records
 from generative_adapter.errors import BaseModelError
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +52,7 @@ def test_file_and_model_card() -> None:
 
 @pytest.fixture(scope="module")
 def recall(model: GenerativeAdapter) -> dict[str, Any]:
-    result = benchmark().measure(model, num_contexts=24, num_facts=4, split="held_out", seed=11)
+    result = benchmark().measure(model, facts_evaluation_set(24, num_facts=4, split="held_out", seed=11))
     assert result["num_questions"] == 96
     return result
 
@@ -62,6 +64,14 @@ def test_held_out_facts_come_from_the_adapter_alone(recall: dict[str, Any]) -> N
     assert recall["closed_book"] < 0.15, recall["closed_book"]
     for control in ("other_adapter", "shuffled_adapter"):
         assert recall[control] - recall["closed_book"] < 0.06, (control, recall[control])
+
+
+def test_handwritten_facts_are_whole_and_answered_by_their_text() -> None:
+    records = list(read_records(ROOT / "benchmarks" / "handwritten_facts.jsonl"))
+    assert (len(records), sum(len(record.questions) for record in records)) == (25, 100)
+    for record in records:
+        for question in record.questions:
+            assert any(answer.lower() in record.context.lower() for answer in question.answers), question
 
 
 @pytest.mark.embedded
