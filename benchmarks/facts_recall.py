@@ -71,7 +71,7 @@ def shuffled(text: str) -> str:
 
 
 def measure(model: GenerativeAdapter, records: Sequence[Record]) -> dict:
-    """Exact match of the adapter, closed-book, the next context's adapter, that of the words shuffled, and prompting."""
+    """Exact match of the adapter, closed-book, another context's adapter, that of shuffled words, and prompting."""
     started = time.perf_counter()
     memories = [model.contextualize(record.context) for record in records]
     seconds = time.perf_counter() - started
