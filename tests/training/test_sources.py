@@ -237,6 +237,19 @@ def test_windows_are_whole_sentences_around_an_answer(tokenizer: Any, seed: int)
     assert one_sentence or len(tokenizer(window.context)["input_ids"]) <= 40
 
 
+@pytest.mark.parametrize("answer", ["cell0", "cell77", "cell199", "cell198 cell199", "not there"])
+def test_a_sentence_without_end_is_cut_at_words_around_the_answer(tokenizer: Any, answer: str) -> None:
+    words = [f"cell{i}" for i in range(200)]
+    questions = (Question("Which?", (answer,)), Question("What?", ("cell150",)))
+    config = SourceConfig("questions", paths=("unused",), context_tokens=(5, 40))
+    window = sources._window(Record(" ".join(words), questions), random.Random(3), config, tokenizer)
+    kept = window.context.split(" ")
+    assert 1 <= len(kept) < 40 and len(tokenizer(window.context)["input_ids"]) <= 40
+    start = words.index(kept[0])
+    assert kept == words[start : start + len(kept)]
+    assert all(set(question.answers[0].split()) <= set(kept) for question in window.questions)
+
+
 def test_a_short_record_is_taken_whole_with_answers_of_its_own(tokenizer: Any) -> None:
     record = Record("Rain fell. It was cold.", (Question("Was it warm?", ("no",)),))
     config = SourceConfig("questions", paths=("unused",), context_tokens=(50, 50))

@@ -240,7 +240,10 @@ def _among_texts(facts: str, texts: Sequence[Record], rng: random.Random, config
 
 
 def _window(record: Record, rng: random.Random, config: SourceConfig, tokenizer: PreTrainedTokenizerBase) -> Record:
-    """A run of whole sentences around one answer, of a random length within `context_tokens`, with its questions."""
+    """A run of whole sentences around one answer, of a random length within `context_tokens`, with its questions.
+
+    A sentence that is too long alone, as a table without a full stop is, is cut at words around the answer.
+    """
     fewest, most = config.context_tokens
     wanted = rng.randint(fewest, most)
     spans = list(_sentences(record.context))
@@ -257,11 +260,32 @@ def _window(record: Record, rng: random.Random, config: SourceConfig, tokenizer:
         if len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) > wanted:
             break
         first, last = candidate
-    text = record.context[spans[first][0] : spans[last][1]]
-    whole = (first, last) == (0, len(spans) - 1)
+    text = _cut(record.context[spans[first][0] : spans[last][1]], anchor, most, tokenizer)
+    whole = text == record.context[spans[0][0] : spans[-1][1]]
     questions = []
     for question in record.questions:
         answers = question.answers if whole else tuple(answer for answer in question.answers if answer in text)
         if answers:
             questions.append(Question(question.question, answers))
     return Record(text, tuple(questions), record.source)
+
+
+def _cut(text: str, anchor: str, most: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text if it has at most `most` tokens, else whole words around the anchor (or its start) that have."""
+
+    def fits(piece: str) -> bool:
+        return len(tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]) <= most
+
+    if fits(text):
+        return text
+    begin = max(0, text.find(anchor))
+    end = begin + len(anchor) if anchor in text else 0
+    reach = most * _CHARACTERS_PER_TOKEN
+    while reach:
+        left = text.rfind(" ", 0, begin - reach) + 1 if begin > reach else 0
+        right = text.find(" ", end + reach)
+        piece = text[left : right if right >= 0 else len(text)]
+        if fits(piece):
+            return piece
+        reach //= 2
+    return text[begin:end]
