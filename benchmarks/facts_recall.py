@@ -7,7 +7,8 @@ Each context states `--facts` facts in plain sentences, with names, wordings and
 on; every fact is asked for once. With `--data` the contexts and questions are those of a file: 25 short texts with 100
 questions, written by hand, come with it. An answer is right when it equals an accepted one after SQuAD's normalisation
 (case, punctuation, articles). Nothing of the context is in the prompt, but for "full_context": the same base model
-with the whole context in its prompt.
+with the whole context in its prompt. It answers in sentences, so "full_context_contains" and "adapter_contains" count
+answers that contain an accepted one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import string
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from generative_adapter import ContextMemory, GenerativeAdapter
 from generative_adapter.data.facts import SPLITS, facts_evaluation_set
@@ -40,10 +42,10 @@ def recall(
     memories: Sequence[ContextMemory] | None,
     *,
     in_prompt: bool = False,
-) -> tuple[float, list[dict[str, str]]]:
+) -> tuple[float, list[dict[str, Any]]]:
     """Share of questions answered exactly, with record i answered under memory i; and every answer.
 
-    With `in_prompt` the context itself is in the prompt.
+    With `in_prompt` the context itself is in the prompt, and answers may be longer.
     """
     asked = [(index, question) for index, record in enumerate(records) for question in record.questions]
     rows = []
@@ -53,12 +55,18 @@ def recall(
             [question.question for _, question in batch],
             None if memories is None else [memories[index] for index, _ in batch],
             contexts=[records[index].context for index, _ in batch] if in_prompt else None,
-            max_new_tokens=16,
+            max_new_tokens=48 if in_prompt else 16,
         )
         for (_, question), answer in zip(batch, answers, strict=True):
-            right = normalized(answer.text) in {normalized(accepted) for accepted in question.answers}
+            given, accepted = normalized(answer.text), {normalized(each) for each in question.answers}
             rows.append(
-                {"question": question.question, "expected": question.answers[0], "answer": answer.text, "right": right}
+                {
+                    "question": question.question,
+                    "expected": question.answers[0],
+                    "answer": answer.text,
+                    "right": given in accepted,
+                    "contains": any(f" {each} " in f" {given} " for each in accepted),
+                }
             )
     return sum(row["right"] for row in rows) / len(rows), rows
 
@@ -76,6 +84,7 @@ def measure(model: GenerativeAdapter, records: Sequence[Record]) -> dict:
     memories = [model.contextualize(record.context) for record in records]
     seconds = time.perf_counter() - started
     adapter, rows = recall(model, records, memories)
+    prompted, prompted_rows = recall(model, records, None, in_prompt=True)
     return {
         "num_contexts": len(records),
         "num_questions": sum(len(record.questions) for record in records),
@@ -83,9 +92,12 @@ def measure(model: GenerativeAdapter, records: Sequence[Record]) -> dict:
         "closed_book": recall(model, records, None)[0],
         "other_adapter": recall(model, records, memories[1:] + memories[:1])[0],
         "shuffled_adapter": recall(model, records, [model.contextualize(shuffled(r.context)) for r in records])[0],
-        "full_context": recall(model, records, None, in_prompt=True)[0],
+        "full_context": prompted,
+        "adapter_contains": sum(row["contains"] for row in rows) / len(rows),
+        "full_context_contains": sum(row["contains"] for row in prompted_rows) / len(rows),
         "contextualize_seconds": seconds / len(records),
         "answers": rows,
+        "full_context_answers": prompted_rows,
     }
 
 
@@ -107,7 +119,7 @@ def main() -> None:
     result = {"data": name, **measure(GenerativeAdapter.from_pretrained(given.generator), records)}
     if given.json:
         given.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    print({key: value for key, value in result.items() if key != "answers"})
+    print({key: value for key, value in result.items() if not key.endswith("answers")})
 
 
 if __name__ == "__main__":
