@@ -10,6 +10,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+_MOST_CAPACITIES = 128
+
 
 def pack(items: Sequence[T], length: Callable[[T], int], capacity: int) -> list[list[T]]:
     """First-fit decreasing: `items` in rows of at most `capacity` tokens; a longer item gets a row of its own."""
@@ -29,21 +31,22 @@ def pack(items: Sequence[T], length: Callable[[T], int], capacity: int) -> list[
 
 
 def best_capacity(groups: Sequence[Sequence[int]], most: int) -> int:
-    """The row capacity, at most `most`, at which packing every group on its own computes few tokens in few rows.
+    """The row capacity, at most `most`, at which packing every group on its own computes the fewest tokens.
 
-    Of the capacities within 4 % of the fewest tokens it is the largest.
+    Of equally good capacities it is the largest. Up to `_MOST_CAPACITIES` evenly spaced ones are tried, and those that
+    divide a group evenly.
 
     Args:
         groups: segment lengths; segments of different groups never share a row.
         most: upper bound, unless a single segment is longer.
     """
     longest = max(size for group in groups for size in group)
+    most = max(longest, most)
     capacities = {max(longest, min(most, -(-sum(group) // parts))) for group in groups for parts in (1, 2, 3, 4)}
-    capacities |= {longest, max(longest, most)}
+    capacities |= {most, *range(longest, most, max(1, (most - longest) // _MOST_CAPACITIES))}
 
     def computed(capacity: int) -> int:
         rows = [sum(row) for group in groups for row in pack(group, int, capacity)]
         return len(rows) * max(rows)
 
-    costs = {capacity: computed(capacity) for capacity in capacities}
-    return max(capacity for capacity in capacities if costs[capacity] <= 1.04 * min(costs.values()))
+    return min(capacities, key=lambda capacity: (computed(capacity), -capacity))
