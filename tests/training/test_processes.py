@@ -9,12 +9,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.checkpoint import named_weights
+from generative_adapter.errors import ConfigError, MissingDependencyError
 from generative_adapter.training.processes import Processes
 from generative_adapter.training.recipe import load_recipe
 from generative_adapter.training.run import make_trainer
@@ -31,13 +34,27 @@ def test_shares_are_a_partition_of_like_cost(monkeypatch: pytest.MonkeyPatch) ->
         parts.append(processes.share("abcdefg", [5, 1, 4, 4, 2, 9, 3]))
     assert sorted("".join(map("".join, parts))) == list("abcdefg")
     assert [part[0] for part in parts] == ["f", "a", "c"]
+    with pytest.raises(ConfigError, match="contexts_per_step"):
+        processes.share("ab", [1, 1])
+
+
+def test_sharded_setups_of_accelerate_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerate.Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ConfigError, match="FSDP"):
+        Processes("cpu")
+
+
+def test_a_missing_accelerate_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(MissingDependencyError, match=r"generative-adapter\[train\]"):
+        Processes("cpu")
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_losses_and_weights_of_one(
     base: BaseModel, write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
-    settings = {"num_steps": 3, "contexts_per_step": 5, "log_steps": 1, "evaluation_steps": 0}
+    settings = {"num_steps": 3, "contexts_per_step": 5, "log_steps": 1, "evaluation_steps": 2, "evaluation_contexts": 5}
     one = make_trainer(load_recipe(write_recipe("one.yaml", output=str(tmp_path / "one"), **settings)), base)
     one.run()
     path = write_recipe("two.yaml", output=str(tmp_path / "two"), **settings)
@@ -58,3 +75,6 @@ def test_two_processes_give_the_losses_and_weights_of_one(
         if single["kind"] == "training":
             assert double["loss"] == pytest.approx(single["loss"], rel=1e-3)
             assert double["num_tokens"] == single["num_tokens"]
+        else:
+            for name, values in single.items():
+                assert double[name] == (pytest.approx(values, rel=1e-2) if isinstance(values, dict) else values)

@@ -24,7 +24,7 @@ from generative_adapter.errors import TrainingError
 from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.training.batches import OBJECTIVES, Batch, ContextItem, assemble, split
 from generative_adapter.training.metrics import append_line, finite_values, mean_values
-from generative_adapter.training.objectives import count_labels, token_losses, weighted_loss
+from generative_adapter.training.objectives import GeneratorPass, TokenLosses, count_labels, token_losses, weighted_loss
 from generative_adapter.training.optimizers import build_optimizer
 from generative_adapter.training.processes import Processes
 from generative_adapter.training.recipe import TrainingRecipe
@@ -63,6 +63,7 @@ class Trainer:
         sampler: where contexts come from.
         describe: gives the checkpoint to write for the present state.
         progress_callback: is given every line of metrics.
+        processes: those of the run.
     """
 
     def __init__(
@@ -73,13 +74,15 @@ class Trainer:
         sampler: ContextSampler,
         describe: Callable[[Progress], GeneratorCheckpoint],
         progress_callback: ProgressCallback | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.recipe = recipe
         self.base = base
         self.generator = generator
         self.sampler = sampler
         self.progress = Progress()
-        self.processes = Processes()
+        self.processes = processes or Processes(recipe.device)
+        self._pass = self.processes.parallel(GeneratorPass(base, generator, recipe.attention, recipe.lookup_weight > 0))
         self._describe = describe
         self._callback = progress_callback
         self._output = Path(recipe.output)
@@ -111,7 +114,7 @@ class Trainer:
                 self._log(self._training_line())
                 self.progress.recent = []
             due = done or (recipe.evaluation_steps and self.progress.step % recipe.evaluation_steps == 0)
-            if due and self.processes.is_first:
+            if due:
                 self._log({"kind": "evaluation", "step": self.progress.step, **self.evaluate()})
             if time.monotonic() - last_checkpoint >= recipe.checkpoint_seconds or done:
                 self._checkpoint()
@@ -143,7 +146,7 @@ class Trainer:
         with _timed(seconds, "data"):
             items = self.sampler.step(step)
             own = self.processes.share(items, [item.num_tokens for item in items])
-            batches = self.batches(own) if own else []
+            batches = self.batches(own)
             counts = self._sum(count_labels(batches))
             shift = self.recipe.generator.value_shift
             num_lookups = sum(int((batch.found_at >= shift).sum()) for batch in batches)
@@ -152,29 +155,26 @@ class Trainer:
         self.generator.train()
         sums: dict[str, float] = dict.fromkeys(OBJECTIVES, 0.0)
         total = 0.0
-        for batch in batches:
-            with _timed(seconds, "forward"):
-                result = token_losses(
-                    self.base, self.generator, batch, self.recipe.attention, self.recipe.lookup_weight > 0
-                )
-                loss = weighted_loss(result.losses, batch.objectives, counts, self._weights)
-                if result.lookup_losses is not None and result.lookup_correct is not None:
-                    loss = loss + self.recipe.lookup_weight * result.lookup_losses.sum() / max(1, num_lookups)
-                    lookups += torch.stack([result.lookup_losses.detach().sum(), result.lookup_correct.sum()]).cpu()
-            total += loss.item()
-            for index, name in enumerate(OBJECTIVES):
-                sums[name] += result.losses.detach()[batch.objectives == index].sum().item()
-            with _timed(seconds, "backward"):
-                if math.isfinite(total):
-                    loss.backward()
+        for number, batch in enumerate(batches, start=1):
+            with self.processes.only_last_exchanges(self._pass, number == len(batches)):
+                with _timed(seconds, "forward"):
+                    result: TokenLosses = self._pass(batch)
+                    loss = weighted_loss(result.losses, batch.objectives, counts, self._weights)
+                    if result.lookup_losses is not None and result.lookup_correct is not None:
+                        loss = loss + self.recipe.lookup_weight * result.lookup_losses.sum() / max(1, num_lookups)
+                        found_here = torch.stack([result.lookup_losses.detach().sum(), result.lookup_correct.sum()])
+                        lookups += found_here.cpu()
+                total += loss.item()
+                for index, name in enumerate(OBJECTIVES):
+                    sums[name] += result.losses.detach()[batch.objectives == index].sum().item()
+                with _timed(seconds, "backward"):
+                    self.processes.backward(loss)
         learning_rate = self.recipe.learning_rate_at(step)
         with _timed(seconds, "exchange"):
             sums = self._sum(sums)
             real = sum(batch.num_real_tokens for batch in batches)
             computed = sum(batch.num_computed_tokens for batch in batches)
             total, real, computed = self.processes.sums([total, real, computed], self.base.device)
-            if math.isfinite(total):
-                self.processes.sum_gradients(self.generator.parameters())
         with _timed(seconds, "optimizer"):
             norm = torch.nn.utils.clip_grad_norm_(self.generator.parameters(), self.recipe.gradient_clip).item()
             healthy = math.isfinite(total) and math.isfinite(norm)
@@ -238,7 +238,7 @@ class Trainer:
             sums = torch.zeros(len(OBJECTIVES))
             counts = torch.zeros(len(OBJECTIVES))
             right = asked = 0
-            for batch in self.batches(items):
+            for batch in self.batches(items[self.processes.rank :: self.processes.size]):
                 result = token_losses(self.base, self.generator, batch, self.recipe.attention)
                 sums.index_add_(0, batch.objectives, result.losses.cpu())
                 counts += torch.bincount(batch.objectives, minlength=len(OBJECTIVES))
@@ -248,6 +248,9 @@ class Trainer:
                 answers = batch.segment_index[batch.objectives == OBJECTIVES.index("answer")].unique()
                 right += int((wrong[answers] == 0).sum())
                 asked += len(answers)
+            every = self.processes.sums([*sums.tolist(), *counts.tolist(), right, asked], self.base.device)
+            sums, counts = torch.tensor(every[:-2], dtype=torch.float64).split(len(OBJECTIVES))
+            right, asked = map(int, every[-2:])
             values: dict[str, Any] = {
                 f"{name}_perplexity": math.exp(min(50.0, (sums[i] / counts[i]).item()))
                 for i, name in enumerate(OBJECTIVES)

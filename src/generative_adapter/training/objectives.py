@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.base_model.prefix_pass import (
@@ -82,6 +82,30 @@ def token_losses(
     right = (batch.found_at.to(device)[lookups.labels] - shift).expand(len(scores), -1)
     found = F.cross_entropy(scores.flatten(0, 1), right.flatten(), reduction="none").view(right.shape)
     return TokenLosses(losses, correct, found.mean(0), (scores.detach().argmax(-1) == right).float().mean(0))
+
+
+class GeneratorPass(nn.Module):
+    """`token_losses` as a module whose parameters are the generator's alone, for wrappers such as DDP.
+
+    Args:
+        base: the frozen base model; not a submodule, so that nothing of it is exchanged or saved.
+        generator: gets gradients.
+        attention: as in `token_losses`.
+        lookup: as in `token_losses`.
+    """
+
+    def __init__(
+        self, base: BaseModel, generator: AdapterGenerator, attention: str | None = None, lookup: bool = False
+    ) -> None:
+        super().__init__()
+        self.generator = generator
+        self._base = base
+        self._attention = attention
+        self._lookup = lookup
+
+    def forward(self, batch: Batch) -> TokenLosses:
+        """The losses of one pass."""
+        return token_losses(self._base, self.generator, batch, self._attention, self._lookup)
 
 
 def count_labels(batches: Sequence[Batch]) -> dict[str, int]:

@@ -25,6 +25,7 @@ from generative_adapter.errors import CheckpointError, FingerprintMismatchError,
 from generative_adapter.generator.storage import write_json
 from generative_adapter.training.loop import METRICS_FILE, Progress, Trainer
 from generative_adapter.training.metrics import drop_lines_after
+from generative_adapter.training.processes import Processes
 from generative_adapter.training.recipe import TrainingRecipe, load_recipe
 from generative_adapter.training.sources import ContextSampler
 from generative_adapter.training.state import list_checkpoints, load_checkpoint
@@ -93,8 +94,10 @@ def run_training(
         raise TrainingError(f"{folder} holds a run already ({checkpoints[-1].name}); pass --resume or another --output")
     if resume and not checkpoints:
         raise CheckpointError(f"nothing to resume from: no complete checkpoint in {folder}")
-    base = load_base_model(recipe.base_model, device=recipe.device, dtype=recipe.dtype)
-    trainer = make_trainer(recipe, base, progress)
+    processes = Processes(recipe.device)
+    device = str(processes.device) if processes.size > 1 else recipe.device
+    base = load_base_model(recipe.base_model, device=device, dtype=recipe.dtype)
+    trainer = make_trainer(recipe, base, progress, processes)
     if checkpoints:
         saved = load_checkpoint(checkpoints[-1], trainer.generator, trainer.optimizer)
         written = read_generator_info(checkpoints[-1] / "generator.safetensors")
@@ -130,7 +133,10 @@ def run_training(
 
 
 def make_trainer(
-    recipe: TrainingRecipe, base: BaseModel, progress: Callable[[Mapping[str, Any]], None] | None = None
+    recipe: TrainingRecipe,
+    base: BaseModel,
+    progress: Callable[[Mapping[str, Any]], None] | None = None,
+    processes: Processes | None = None,
 ) -> Trainer:
     """A trainer at step 0, with the recipe's initial weights.
 
@@ -147,7 +153,9 @@ def make_trainer(
             generator, load_file(recipe.initial_generator), recipe.initial_generator, may_lack=".window_projs."
         )
     sampler = ContextSampler(recipe, base.tokenizer)
-    trainer = Trainer(recipe, base, generator, sampler, lambda done: describe(recipe, base, trainer, done), progress)
+    trainer = Trainer(
+        recipe, base, generator, sampler, lambda done: describe(recipe, base, trainer, done), progress, processes
+    )
     return trainer
 
 
