@@ -16,7 +16,7 @@ from torch import Tensor
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.errors import TrainingError
 from generative_adapter.generator.generator import AdapterGenerator
-from generative_adapter.training import loop
+from generative_adapter.training import loop, objectives
 from generative_adapter.training.batches import Batch
 from generative_adapter.training.loop import Trainer
 from generative_adapter.training.metrics import append_line, drop_lines_after
@@ -177,7 +177,7 @@ def break_steps(monkeypatch: pytest.MonkeyPatch, steps: Callable[[int], bool], h
         zero = (next(generator.parameters()).sum() * 0).sqrt()  # whose gradient is 0 * infinity
         return TokenLosses(result.losses + zero, result.correct)
 
-    monkeypatch.setattr(loop, "token_losses", broken)
+    monkeypatch.setattr(objectives, "token_losses", broken)
     return calls
 
 
