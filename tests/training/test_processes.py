@@ -54,7 +54,15 @@ def test_a_missing_accelerate_is_named_with_the_remedy(monkeypatch: pytest.Monke
 def test_two_processes_give_the_losses_and_weights_of_one(
     base: BaseModel, write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
-    settings = {"num_steps": 3, "contexts_per_step": 5, "log_steps": 1, "evaluation_steps": 2, "evaluation_contexts": 5}
+    device = "cpu" if torch.cuda.is_available() else "auto"
+    settings = {
+        "device": device,
+        "num_steps": 3,
+        "contexts_per_step": 5,
+        "log_steps": 1,
+        "evaluation_steps": 2,
+        "evaluation_contexts": 5,
+    }
     one = make_trainer(load_recipe(write_recipe("one.yaml", output=str(tmp_path / "one"), **settings)), base)
     one.run()
     path = write_recipe("two.yaml", output=str(tmp_path / "two"), **settings)

@@ -45,7 +45,9 @@ class Processes:
             raise MissingDependencyError(
                 "training needs Accelerate; pip install 'generative-adapter[train]'"
             ) from error
-        self.accelerator: Accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
+        # Without a word Accelerate takes several processes on a CPU for as many runs of one.
+        on_cpu = device == "cpu" or not torch.cuda.is_available()
+        self.accelerator: Accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")
         self.rank = self.accelerator.process_index
         self.size = self.accelerator.num_processes
         kind = self.accelerator.distributed_type
