@@ -1,7 +1,8 @@
 """The processes of one run, through Accelerate: each takes part of every step's contexts, DDP averages the gradients.
 
 All processes hold the same weights and draw the same contexts, so nothing but gradients and sums is exchanged. Process
-0 alone writes and reports. `torchrun`, or on GPUs `accelerate launch`, starts them. Leaves out: sharding the base model.
+0 alone writes and reports. `torchrun`, or on GPUs `accelerate launch`, starts them. Leaves out: sharding the base
+model.
 """
 
 from __future__ import annotations
