@@ -82,6 +82,7 @@ def test_two_processes_give_the_losses_and_weights_of_one(
     for single, double in zip(*lines, strict=True):
         if single["kind"] == "training":
             assert double["loss"] == pytest.approx(single["loss"], rel=1e-3)
+            assert double["gradient_norm"] == pytest.approx(single["gradient_norm"], rel=1e-2)  # AdamW hides its scale
             assert double["num_tokens"] == single["num_tokens"]
         else:
             for name, values in single.items():

@@ -250,6 +250,13 @@ def test_a_sentence_without_end_is_cut_at_words_around_the_answer(tokenizer: Any
     assert all(set(question.answers[0].split()) <= set(kept) for question in window.questions)
 
 
+def test_a_word_without_end_is_cut_too(tokenizer: Any) -> None:
+    config = SourceConfig("questions", paths=("unused",), context_tokens=(5, 40))
+    record = Record("q0zx" * 300, (Question("Is it?", ("yes",)),))
+    window = sources._window(record, random.Random(3), config, tokenizer)
+    assert 1 <= len(tokenizer(window.context)["input_ids"]) <= 40
+
+
 def test_a_short_record_is_taken_whole_with_answers_of_its_own(tokenizer: Any) -> None:
     record = Record("Rain fell. It was cold.", (Question("Was it warm?", ("no",)),))
     config = SourceConfig("questions", paths=("unused",), context_tokens=(50, 50))

@@ -288,4 +288,4 @@ def _cut(text: str, anchor: str, most: int, tokenizer: PreTrainedTokenizerBase) 
         if fits(piece):
             return piece
         reach //= 2
-    return text[begin:end]
+    return text[begin:end] or text[: max(1, most // 4)]  # one endless word: no character has more than four tokens
