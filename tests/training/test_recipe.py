@@ -45,6 +45,16 @@ def test_values_and_defaults(plain: Path) -> None:
     assert recipe.base_model == "embedded"
 
 
+def test_data_sets_of_the_hub(plain: Path) -> None:
+    source = "{kind: text, dataset: a/b, subset: en, revision: v2, max_tokens: 1000, packing: true}"
+    recipe = load_recipe(plain, [f"sources.1={source}", "num_epochs=2", "cache=tokens", "gradient_checkpointing=true"])
+    text = recipe.sources[1]
+    assert (text.dataset, text.subset, text.split, text.revision) == ("a/b", "en", "train", "v2")
+    assert (text.paths, text.max_tokens, text.max_records, text.packing) == ((), 1000, None, True)
+    assert (recipe.num_epochs, recipe.cache, recipe.gradient_checkpointing) == (2.0, "tokens", True)
+    assert load_recipe(plain).num_epochs is None
+
+
 def test_overrides(plain: Path) -> None:
     overrides = [
         "learning_rate=1e-3",
@@ -85,9 +95,25 @@ def test_overrides(plain: Path) -> None:
         ("sources=facts", "sources: expected a list"),
         ("sources=[facts]", "expected a mapping of settings"),
         ("sources=[]", "sources is empty"),
-        ("sources.0.kind=fact", "source.kind must be one of facts, questions, text"),
+        ("sources.0.kind=fact", "source.kind must be one of facts, questions, text, instructions"),
         ("sources.0.num_facts=[3, 2]", "num_facts must be [fewest, most]"),
-        ("sources.1.paths=[]", "needs paths"),
+        ("sources.1.paths=[]", "'text' needs paths or a dataset"),
+        ("sources.1={kind: instructions}", "'instructions' needs paths or a dataset"),
+        ("sources.1={kind: questions}", "'questions' needs paths"),
+        ("sources.1={kind: questions, dataset: rajpurkar/squad}", "reads local files (paths); only text and"),
+        ("sources.0.dataset=rajpurkar/squad", "'facts' reads local files (paths)"),
+        ("sources.1.dataset=a/b", "either paths or a dataset, got ['a.jsonl'] and 'a/b'"),
+        ("sources.1.dataset=''", "source.dataset is empty"),
+        ("sources.1.split=''", "source.split is empty"),
+        ("sources.1.subset=en", "source.subset belongs to a dataset"),
+        ("sources.1.revision=main", "source.revision belongs to a dataset"),
+        ("sources.1.max_records=0", "source.max_records must be positive, got 0"),
+        ("sources.1.max_tokens=-5", "source.max_tokens must be positive, got -5"),
+        ("sources.0.packing=true", "source.packing joins documents of kind 'text', not of 'facts'"),
+        ("sources.1={kind: instructions, dataset: a/b, packing: true}", "not of 'instructions'"),
+        ("num_epochs=0", "num_epochs must be positive"),
+        ("distillation_weight=-1", "distillation_weight must not be negative"),
+        ("distillation_top_k=0", "distillation_top_k must be positive"),
         ("sources.0.reconstruction=1.5", "reconstruction must lie in 0..1"),
         ("sources.0.held_out_share=1", "held_out_share"),
         ("attention=flash", "attention must be eager or sdpa"),

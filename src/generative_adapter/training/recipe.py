@@ -12,7 +12,8 @@ import yaml
 from generative_adapter.config import GeneratorConfig, PromptConfig, from_mapping, require
 from generative_adapter.errors import ConfigError
 
-SOURCE_KINDS = ("facts", "questions", "text")
+SOURCE_KINDS = ("facts", "questions", "text", "instructions")
+_FROM_THE_HUB = ("text", "instructions")
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,21 @@ class SourceConfig:
     """One kind of training context.
 
     Attributes:
-        kind: `facts` (synthetic, made on the fly), `questions` (files of contexts with questions), `text` (files of
-            plain text: reconstruction and completion, eq. 5).
+        kind: `facts` (synthetic, made on the fly), `questions` (contexts with questions, windows cut around the answers
+            on the fly), `text` (segments of plain text: reconstruction and completion, eq. 5), `instructions` (whole
+            contexts with their questions: loss on the response only).
         share: part of a step's contexts that come from here; shares are taken relative to their sum.
-        paths: files of `questions` and `text`; for `facts` texts among whose sentences the facts stand.
+        paths: local files: JSON Lines, SQuAD JSON, plain text, Parquet; for `facts` texts among whose sentences the
+            facts stand.
+        dataset: hub id of a data set that is streamed, instead of `paths`; for `text` and `instructions`.
+        subset: the data set's config name on the hub.
+        split: the data set's split.
+        revision: branch, tag or commit of the data set on the hub.
+        converter: name in `data/converters.py` of what makes records of the rows; None: by data set, else by content.
+        max_records: at most so many records are taken; None: all.
+        max_tokens: at most so many tokens are taken; None: all.
+        packing: `text`: documents are joined, with the end-of-sequence token between them, and cut into segments of
+            `context_tokens[1]` tokens.
         num_facts: fewest and most facts in a context of `facts`.
         style: arrangement of the text of `facts` (`plain`, `chat`, ...); None: all, at random.
         attributes: `same` attribute of several things, `distinct` ones, or `mixed`; None: what the style is for.
@@ -39,6 +51,14 @@ class SourceConfig:
     kind: str
     share: float = 1.0
     paths: tuple[str, ...] = ()
+    dataset: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    converter: str | None = None
+    max_records: int | None = None
+    max_tokens: int | None = None
+    packing: bool = False
     num_facts: tuple[int, ...] = (4, 4)
     style: str | None = None
     attributes: str | None = None
@@ -52,7 +72,7 @@ class SourceConfig:
     def __post_init__(self) -> None:
         require(self.kind in SOURCE_KINDS, f"source.kind must be one of {', '.join(SOURCE_KINDS)}, got {self.kind!r}")
         require(self.share > 0, f"source.share must be positive, got {self.share}")
-        require(self.kind == "facts" or bool(self.paths), f"a source of kind {self.kind!r} needs paths")
+        self._check_data()
         for name, pair in (("num_facts", self.num_facts), ("context_tokens", self.context_tokens)):
             require(
                 len(pair) == 2 and 0 < pair[0] <= pair[1],
@@ -61,6 +81,38 @@ class SourceConfig:
         require(self.num_questions > 0, f"source.num_questions must be positive, got {self.num_questions}")
         require(0 <= self.reconstruction <= 1, f"source.reconstruction must lie in 0..1, got {self.reconstruction}")
         require(0 <= self.held_out_share < 1, f"source.held_out_share must lie in [0, 1), got {self.held_out_share}")
+
+    def _check_data(self) -> None:
+        for name in ("dataset", "subset", "split", "revision", "converter"):
+            require(getattr(self, name) != "", f"source.{name} is empty; leave it out or name one")
+        from_the_hub = self.kind in _FROM_THE_HUB
+        needed = "paths or a dataset" if from_the_hub else "paths"
+        require(
+            self.dataset is None or from_the_hub,
+            f"a source of kind {self.kind!r} reads local files (paths); only {' and '.join(_FROM_THE_HUB)} take a "
+            f"dataset, got {self.dataset!r}",
+        )
+        require(
+            self.kind == "facts" or bool(self.paths) or self.dataset is not None,
+            f"a source of kind {self.kind!r} needs {needed}",
+        )
+        require(
+            not self.paths or self.dataset is None,
+            f"a source takes either paths or a dataset, got {list(self.paths)} and {self.dataset!r}; make two sources",
+        )
+        for name in ("subset", "revision"):
+            value = getattr(self, name)
+            require(
+                value is None or self.dataset is not None,
+                f"source.{name} belongs to a dataset, but there is none: got {value!r}",
+            )
+        for name in ("max_records", "max_tokens"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"source.{name} must be positive, got {value}")
+        require(
+            not self.packing or self.kind == "text",
+            f"source.packing joins documents of kind 'text', not of {self.kind!r}",
+        )
 
     def takes_part(self, step: int) -> bool:
         """Whether contexts of step `step` come from here."""
@@ -86,10 +138,14 @@ class TrainingRecipe:
         normalization_backward: number format of the backward of `newton_schulz`, `float32` (exact) or `bfloat16`
             (faster).
         seed: decides initial weights and the order of data.
-        num_steps: optimiser steps in all.
+        num_steps: optimiser steps in all; `num_epochs` decides them instead where it is given.
+        num_epochs: every source is drawn so often, in proportion to its number of records; None: `num_steps` counts.
+        cache: folder of the token caches of `text` and `instructions`; None: the user's cache folder.
         contexts_per_step: contexts in a global batch.
         micro_batch_tokens: most tokens in one forward and backward pass, padding not counted; a step takes as many
             passes as it needs, with the same gradient.
+        gradient_checkpointing: blocks with gradients keep only their input and are computed again in the backward pass:
+            a third more work there for a fraction of the memory.
         row_tokens: questions are packed into rows of at most this many tokens.
         learning_rate: peak learning rate; Muon's is scaled to AdamW's units (RMS of an early update).
         memory_rate: factor on the learning rate of all but the output projections; below 1 keeps what an
@@ -108,6 +164,9 @@ class TrainingRecipe:
         completion_weight: weight of the completion loss (mean over its tokens), eq. (5).
         lookup_weight: weight of looking answers up at the token of the context where they stand, for contexts of one
             chunk and `ridge`; beyond the paper.
+        distillation_weight: weight of the Kullback-Leibler divergence from the base model that sees the context in its
+            prompt; beyond the paper. 0: none.
+        distillation_top_k: tokens of largest probability that this divergence is taken over.
         checkpoint_seconds: time between checkpoints.
         evaluation_steps: steps between held-out evaluations; 0: none but the last.
         evaluation_contexts: held-out contexts of each source in an evaluation.
@@ -127,8 +186,11 @@ class TrainingRecipe:
     normalization_backward: str = "float32"
     seed: int = 0
     num_steps: int = 1000
+    num_epochs: float | None = None
+    cache: str | None = None
     contexts_per_step: int = 8
     micro_batch_tokens: int = 16384
+    gradient_checkpointing: bool = False
     row_tokens: int = 128
     learning_rate: float = 2e-3
     memory_rate: float = 1.0
@@ -143,6 +205,8 @@ class TrainingRecipe:
     reconstruction_weight: float = 1.0
     completion_weight: float = 1.0
     lookup_weight: float = 0.0
+    distillation_weight: float = 0.0
+    distillation_top_k: int = 16
     checkpoint_seconds: float = 180.0
     evaluation_steps: int = 200
     evaluation_contexts: int = 32
@@ -159,7 +223,14 @@ class TrainingRecipe:
         )
         require(self.optimizer in ("adamw", "muon"), f"optimizer must be adamw or muon, got {self.optimizer!r}")
         require(self.attention in ("eager", "sdpa"), f"attention must be eager or sdpa, got {self.attention!r}")
-        for name in ("num_steps", "contexts_per_step", "micro_batch_tokens", "row_tokens", "log_steps"):
+        for name in (
+            "num_steps",
+            "contexts_per_step",
+            "micro_batch_tokens",
+            "row_tokens",
+            "distillation_top_k",
+            "log_steps",
+        ):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         for name in (
             "warmup_steps",
@@ -172,7 +243,11 @@ class TrainingRecipe:
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("learning_rate", "gradient_clip", "checkpoint_seconds"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        require(self.num_epochs is None or self.num_epochs > 0, f"num_epochs must be positive, got {self.num_epochs}")
         require(self.memory_rate >= 0, f"memory_rate must not be negative, got {self.memory_rate}")
+        require(
+            self.distillation_weight >= 0, f"distillation_weight must not be negative, got {self.distillation_weight}"
+        )
         require(self.lookup_weight >= 0, f"lookup_weight must not be negative, got {self.lookup_weight}")
         require(
             self.lookup_weight == 0 or self.generator.normalization == "ridge",
