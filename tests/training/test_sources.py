@@ -20,15 +20,22 @@ from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.config import GeneratorConfig
 from generative_adapter.data.records import Question, Record
 from generative_adapter.errors import DataError
-from generative_adapter.training import sources
+from generative_adapter.training import sources, windows
 from generative_adapter.training.batches import ContextItem, Segment
 from generative_adapter.training.recipe import SourceConfig, TrainingRecipe
-from generative_adapter.training.sources import ContextSampler, found_at
+from generative_adapter.training.sources import ContextSampler
+from generative_adapter.training.token_cache import prepare
+from generative_adapter.training.windows import found_at
 
 PARAGRAPH = (
     "The mill at Orrin was built in 1731. Its wheel came from Tarn! Who paid for it? A miller called Bess Quill did.\n"
     "In 1804 it burnt down. The new one stands on oak piles, e.g. under the sluice. It grinds rye"
 )
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENERATIVE_ADAPTER_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -46,7 +53,9 @@ def beginning(tokenizer: Any) -> Any:
 
 def sampler(tokenizer: Any, *configs: SourceConfig, **settings: Any) -> ContextSampler:
     values = {"contexts_per_step": 4, "generator": GeneratorConfig(state_dim=4, rank=4), **settings}
-    return ContextSampler(TrainingRecipe(tuple(configs), "run", **values), tokenizer)
+    recipe = TrainingRecipe(tuple(configs), "run", **values)
+    prepare(recipe, tokenizer)
+    return ContextSampler(recipe, tokenizer)
 
 
 def write(path: Path, records: Sequence[Record]) -> str:
@@ -163,7 +172,7 @@ def test_facts_stand_among_the_sentences_of_real_texts(tokenizer: Any, tmp_path:
                 sampler(tokenizer, each)._draw(0, number, random.Random(number), held_out) for each in (facts, config)
             )
             whole, stated = text_of(tokenizer, among), text_of(tokenizer, alone)
-            pieces = [stated[a:b] for a, b in sources._sentences(stated)] if style == "plain" else [stated]
+            pieces = [stated[a:b] for a, b in windows.sentences(stated)] if style == "plain" else [stated]
             rest, at = whole, 0
             for piece in pieces:
                 assert whole.find(piece.strip(), at) >= at
@@ -222,7 +231,7 @@ def test_windows_are_whole_sentences_around_an_answer(tokenizer: Any, seed: int)
     )
     record = Record(PARAGRAPH, questions, "mills")
     config = SourceConfig("questions", paths=("unused",), context_tokens=(5, 40))
-    window = sources._window(record, random.Random(seed), config, tokenizer)
+    window = windows.window(record, random.Random(seed), config, tokenizer)
     starts = [PARAGRAPH.index(s) for s in ("The mill", "Its wheel", "Who paid", "A miller", "In 1804", "The new")]
     starts += [PARAGRAPH.index("under the"), PARAGRAPH.index("It grinds")]
     begin = PARAGRAPH.index(window.context)
@@ -242,7 +251,7 @@ def test_a_sentence_without_end_is_cut_at_words_around_the_answer(tokenizer: Any
     words = [f"cell{i}" for i in range(200)]
     questions = (Question("Which?", (answer,)), Question("What?", ("cell150",)))
     config = SourceConfig("questions", paths=("unused",), context_tokens=(5, 40))
-    window = sources._window(Record(" ".join(words), questions), random.Random(3), config, tokenizer)
+    window = windows.window(Record(" ".join(words), questions), random.Random(3), config, tokenizer)
     kept = window.context.split(" ")
     assert 1 <= len(kept) < 40 and len(tokenizer(window.context)["input_ids"]) <= 40
     start = words.index(kept[0])
@@ -253,14 +262,14 @@ def test_a_sentence_without_end_is_cut_at_words_around_the_answer(tokenizer: Any
 def test_a_word_without_end_is_cut_too(tokenizer: Any) -> None:
     config = SourceConfig("questions", paths=("unused",), context_tokens=(5, 40))
     record = Record("q0zx" * 300, (Question("Is it?", ("yes",)),))
-    window = sources._window(record, random.Random(3), config, tokenizer)
+    window = windows.window(record, random.Random(3), config, tokenizer)
     assert 1 <= len(tokenizer(window.context)["input_ids"]) <= 40
 
 
 def test_a_short_record_is_taken_whole_with_answers_of_its_own(tokenizer: Any) -> None:
     record = Record("Rain fell. It was cold.", (Question("Was it warm?", ("no",)),))
     config = SourceConfig("questions", paths=("unused",), context_tokens=(50, 50))
-    assert sources._window(record, random.Random(0), config, tokenizer) == record
+    assert windows.window(record, random.Random(0), config, tokenizer) == record
 
 
 def test_windows_vary_from_epoch_to_epoch(tokenizer: Any, tmp_path: Path) -> None:

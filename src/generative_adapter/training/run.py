@@ -29,8 +29,11 @@ from generative_adapter.training.processes import Processes
 from generative_adapter.training.recipe import TrainingRecipe, load_recipe
 from generative_adapter.training.sources import ContextSampler
 from generative_adapter.training.state import list_checkpoints, load_checkpoint
+from generative_adapter.training.token_cache import PrepareProgress, prepare, wait_for_stores
 
 logger = logging.getLogger(__name__)
+
+_RECORDS_A_LINE = 250
 
 
 @dataclass(frozen=True)
@@ -152,11 +155,29 @@ def make_trainer(
         load_weights(
             generator, load_file(recipe.initial_generator), recipe.initial_generator, may_lack=".window_projs."
         )
+    processes = processes or Processes(recipe.device)
+    if processes.is_first:
+        prepare(recipe, base.tokenizer, _told_as_lines(progress))
+    else:
+        wait_for_stores(recipe, base.tokenizer)
     sampler = ContextSampler(recipe, base.tokenizer)
+    recipe = sampler.recipe = with_changes(recipe, num_steps=sampler.num_steps())
     trainer = Trainer(
         recipe, base, generator, sampler, lambda done: describe(recipe, base, trainer, done), progress, processes
     )
     return trainer
+
+
+def _told_as_lines(progress: Callable[[Mapping[str, Any]], None] | None) -> PrepareProgress | None:
+    """Progress of preparing as lines of kind `preparing`, a few for every thousand records."""
+    if progress is None:
+        return None
+
+    def tell(source: str, num_records: int, num_tokens: int) -> None:
+        if num_records % _RECORDS_A_LINE == 0:
+            progress({"kind": "preparing", "source": source, "num_records": num_records, "num_tokens": num_tokens})
+
+    return tell
 
 
 def describe(recipe: TrainingRecipe, base: BaseModel, trainer: Trainer, done: Progress) -> GeneratorCheckpoint:

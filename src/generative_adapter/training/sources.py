@@ -1,32 +1,41 @@
-"""Where training contexts come from: synthetic facts, records with questions, plain text.
+"""Where training contexts come from: synthetic facts, records with questions, plain text, instructions.
 
 Every context is a function of (seed, step, index), so a resumed run sees what an uninterrupted one would. A part of
-each file's records, chosen by hash, is held out for evaluation. Leaves out: laying contexts out as rows (`batches`).
+each source's records, chosen by hash, is held out for evaluation. Leaves out: laying contexts out as rows (`batches`),
+and tokenising whole sources once (`token_cache`).
 """
 
 from __future__ import annotations
 
-import bisect
 import hashlib
+import math
 import random
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from generative_adapter.base_model.prompts import answer_ids, context_chunks, question_ids, start_ids
+from generative_adapter.base_model.prompts import answer_ids, context_chunks, end_ids, question_ids, start_ids
+from generative_adapter.config import PromptConfig
 from generative_adapter.data.facts import sample_facts_record
-from generative_adapter.data.records import Question, Record, read_records
+from generative_adapter.data.records import Record
 from generative_adapter.errors import DataError
 from generative_adapter.training.batches import ContextItem, Segment
 from generative_adapter.training.recipe import SourceConfig, TrainingRecipe
+from generative_adapter.training.segments import Segments
+from generative_adapter.training.token_cache import (
+    CACHED_KINDS,
+    FEWEST_TOKENS,
+    digest_of,
+    open_store,
+    records_of,
+    source_name,
+)
+from generative_adapter.training.windows import among_texts, found_at, window
 
-_FEWEST_TOKENS = 3  # of a window of plain text: two to take in, one to predict
-_CHARACTERS_PER_TOKEN = 4  # about, in English
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
+Pool: TypeAlias = Sequence[Any] | Segments | np.ndarray
 
 
 class ContextSampler:
@@ -36,6 +45,10 @@ class ContextSampler:
         self.recipe = recipe
         self.tokenizer = tokenizer
         self._records = [self._load(source) for source in recipe.sources]
+        self._stores = [
+            open_store(recipe, source, tokenizer) if source.kind in CACHED_KINDS else None for source in recipe.sources
+        ]
+        self._segments = [self._cut(number) for number in range(len(recipe.sources))]
         self._next_step = 0
         self._num_drawn = [0] * len(recipe.sources)  # contexts of each source before that step
 
@@ -55,7 +68,7 @@ class ContextSampler:
     def held_out(self, source: int, count: int) -> list[ContextItem]:
         """Contexts of a source for evaluation: held-out names, templates and attributes, or held-out records."""
         if self.recipe.sources[source].kind != "facts":
-            count = min(count, len(self._records[source][1]))
+            count = min(count, len(self._pool(source, True)))
         return _askable([self._draw(source, n, random.Random(f"held-out/{source}/{n}"), True) for n in range(count)])
 
     def _plan(self, step: int) -> list[tuple[int, int]]:
@@ -75,7 +88,9 @@ class ContextSampler:
 
     def _source(self, index: int, step: int) -> int:
         """Source of the index-th context of the run, among those that take part at that step."""
-        shares = [source.share if source.takes_part(step) else 0.0 for source in self.recipe.sources]
+        shares = [
+            self._share(number) if source.takes_part(step) else 0.0 for number, source in enumerate(self.recipe.sources)
+        ]
         point = (index * 0.6180339887498949) % 1.0 * sum(shares)  # golden-ratio sequence: meets every share evenly
         for source, share in enumerate(shares):
             if point < share:
@@ -83,25 +98,55 @@ class ContextSampler:
             point -= share
         return max(i for i, share in enumerate(shares) if share)
 
+    def _share(self, source: int) -> float:
+        by_size = self.recipe.num_epochs is not None
+        return float(len(self._pool(source, False))) if by_size else self.recipe.sources[source].share
+
+    def num_steps(self) -> int:
+        """Optimiser steps of the run: `num_steps`, or as many as `num_epochs` takes."""
+        if self.recipe.num_epochs is None:
+            return self.recipe.num_steps
+        contexts = self.recipe.num_epochs * sum(self._share(source) for source in range(len(self.recipe.sources)))
+        return max(1, math.ceil(contexts / self.recipe.contexts_per_step))
+
     def _load(self, source: SourceConfig) -> tuple[list[Record], list[Record]]:
+        """Records to train on and held-out ones, of sources that are cut anew each time."""
+        if source.kind in CACHED_KINDS:
+            return [], []
         train: list[Record] = []
         held_out: list[Record] = []
-        for path in source.paths:
-            for record in read_records(Path(path)):
-                if source.kind == "questions" and not record.questions:
-                    continue
-                if source.kind == "text" and not self._is_long_enough(record.context):
-                    continue
-                digest = int.from_bytes(hashlib.sha256(record.context.encode("utf-8", "replace")).digest()[:4], "big")
-                (held_out if digest / 2**32 < source.held_out_share else train).append(record)
+        for _, record in records_of(source):
+            if source.kind == "questions" and not record.questions:
+                continue
+            (held_out if _is_held_out(digest_of(record.context), source) else train).append(record)
+            if source.max_records is not None and len(train) + len(held_out) >= source.max_records:
+                break
         if source.paths and not train:
             raise DataError(f"no usable record in {', '.join(source.paths)} for a source of kind {source.kind!r}")
         return train, held_out
 
-    def _is_long_enough(self, text: str) -> bool:
-        if len(text) > 100 * _FEWEST_TOKENS:  # most texts are: they aren't tokenised here
-            return True
-        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) >= _FEWEST_TOKENS
+    def _cut(self, source: int) -> tuple[Pool, Pool]:
+        """Segments or record numbers to train on, and held-out ones, of a cached source."""
+        config, store = self.recipe.sources[source], self._stores[source]
+        if store is None:
+            return (), ()
+        held_out = _is_held_out(store.digests, config)
+        if held_out.all():
+            raise DataError(f"no usable record in {source_name(config)} for a source of kind {config.kind!r}")
+        pools: list[Pool] = []
+        for chosen in (~held_out, held_out):
+            numbers = np.flatnonzero(chosen)
+            if config.kind == "text":
+                ends = end_ids(self.tokenizer, PromptConfig())
+                pools.append(Segments(store, numbers, config.context_tokens[1], config.packing, ends))
+            else:
+                pools.append(numbers)
+        return pools[0], pools[1]
+
+    def _pool(self, source: int, held_out: bool) -> Pool:
+        """What contexts of a source are drawn from."""
+        cached = self.recipe.sources[source].kind in CACHED_KINDS
+        return (self._segments if cached else self._records)[source][1 if held_out else 0]
 
     def _draw(self, source: int, number: int, rng: random.Random, held_out: bool) -> ContextItem:
         config = self.recipe.sources[source]
@@ -116,17 +161,21 @@ class ContextSampler:
             )
             if config.paths:
                 texts = self._records[source][1 if held_out else 0] or self._records[source][0]
-                record = replace(record, context=_among_texts(record.context, texts, rng, config))
+                record = replace(record, context=among_texts(record.context, texts, rng, config))
             return self.record_item(record, rng, config)
-        records = self._records[source][1 if held_out else 0]
-        if held_out:
-            record = records[number]
-        else:
-            epoch, place = divmod(number, len(records))
-            record = records[_permuted(place, len(records), f"{self.recipe.seed}/{source}/{epoch}")]
-        if config.kind == "text":
-            return self._text_item(record, rng, config)
-        return self.record_item(_window(record, rng, config, self.tokenizer), rng, config)
+        pool = self._pool(source, held_out)
+        if not held_out:
+            epoch, place = divmod(number, len(pool))
+            number = _permuted(place, len(pool), f"{self.recipe.seed}/{source}/{epoch}")
+        if isinstance(pool, Segments):
+            wanted = max(FEWEST_TOKENS, rng.randint(*config.context_tokens))
+            return self._text_item(pool.window(number, wanted, rng))
+        picked = pool[number]
+        if isinstance(picked, Record):
+            return self.record_item(window(picked, rng, config, self.tokenizer), rng, config)
+        store = self._stores[source]
+        assert store is not None
+        return self._instructions_item(store.parts(int(picked)), rng, config)
 
     def record_item(self, record: Record, rng: random.Random, config: SourceConfig) -> ContextItem:
         """A context with questions about it: answers, and with some probability its reconstruction."""
@@ -146,16 +195,24 @@ class ContextSampler:
             segments += self._reconstructions(chunks)
         return ContextItem(tuple(map(tuple, chunks)), tuple(segments))
 
-    def _text_item(self, record: Record, rng: random.Random, config: SourceConfig) -> ContextItem:
-        """A window of plain text for eq. (5): every prefix reconstructs its last chunk and completes the next."""
-        wanted = max(_FEWEST_TOKENS, rng.randint(*config.context_tokens))
-        room = max(0, len(record.context) - wanted * 6)
-        begin = rng.randint(0, room)
+    def _instructions_item(self, parts: list[list[int]], rng: random.Random, config: SourceConfig) -> ContextItem:
+        """A whole context, up to `context_tokens`, with its questions: loss on the responses."""
+        context = parts[0][: config.context_tokens[1]]
         chunk_tokens = self.recipe.generator.chunk_tokens
-        ids: list[int] = []
-        for text in (record.context[begin : begin + wanted * 8], record.context):
-            if text.strip() and len(ids) < _FEWEST_TOKENS:  # the window may be blank, or nearly
-                ids = context_chunks(self.tokenizer, text, 1 << 30)[0][:wanted]
+        chunks = [context[at : at + chunk_tokens] for at in range(0, len(context), chunk_tokens)]
+        pairs = list(zip(parts[1::2], parts[2::2], strict=True))
+        rng.shuffle(pairs)
+        segments = [
+            Segment((*asked, *answer), len(asked), len(chunks), "answer")
+            for asked, answer in pairs[: config.num_questions]
+        ]
+        if rng.random() < config.reconstruction:
+            segments += self._reconstructions(chunks)
+        return ContextItem(tuple(map(tuple, chunks)), tuple(segments))
+
+    def _text_item(self, ids: list[int]) -> ContextItem:
+        """A run of plain text for eq. (5): every prefix reconstructs its last chunk and completes the next."""
+        chunk_tokens = self.recipe.generator.chunk_tokens
         start = tuple(start_ids(self.tokenizer))
         if len(ids) > chunk_tokens:
             pieces = [tuple(ids[at : at + chunk_tokens]) for at in range(0, len(ids), chunk_tokens)]
@@ -175,24 +232,13 @@ class ContextSampler:
         ]
 
 
-def found_at(
-    tokenizer: PreTrainedTokenizerBase, context: str, chunk: Sequence[int], answer: str, num_target: int
-) -> tuple[int, ...]:
-    """Context token at which each target token of an answer stands; -1 for what ends it, () when it stands nowhere."""
-    start = context.find(answer)
-    if start < 0 or not tokenizer.is_fast:
-        return ()
-    read: Any = tokenizer(context, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
-    asked: Any = tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
-    if read["input_ids"] != list(chunk) or len(asked["input_ids"]) > num_target:
-        return ()
-    ends = [end for _, end in read["offset_mapping"]]
-    found = [bisect.bisect_right(ends, start + begin) for begin, _ in asked["offset_mapping"]]
-    return (*found, *[-1] * (num_target - len(found)))
-
-
 def _askable(items: list[ContextItem]) -> list[ContextItem]:
     return [item for item in items if item.completion or item.segments]
+
+
+def _is_held_out(digest: Any, source: SourceConfig) -> Any:
+    """Whether a record is kept for evaluation, by `digest_of` its context; of a number or an array of them."""
+    return digest / 2**32 < source.held_out_share
 
 
 def _permuted(place: int, size: int, key: str) -> int:
@@ -208,84 +254,3 @@ def _permuted(place: int, size: int, key: str) -> int:
         value = left << half_bits | right
         if value < size:
             return value
-
-
-def _sentences(text: str) -> Iterator[tuple[int, int]]:
-    """Start and end of each sentence or line of a text."""
-    start = 0
-    for match in _SENTENCE_END.finditer(text):
-        if match.start() > start:
-            yield start, match.start()
-        start = match.end()
-    if start < len(text):
-        yield start, len(text)
-
-
-def _among_texts(facts: str, texts: Sequence[Record], rng: random.Random, config: SourceConfig) -> str:
-    """Facts in a run of sentences from real texts: plain ones scattered among them, other styles in one piece."""
-    wanted = rng.randint(*config.context_tokens) * _CHARACTERS_PER_TOKEN
-    around: list[str] = []
-    while sum(map(len, around)) < wanted:
-        text = rng.choice(texts).context
-        spans = list(_sentences(text))
-        for start, end in spans[rng.randrange(len(spans)) :]:
-            if sum(map(len, around)) < wanted:
-                around.append(text[start:end].strip())
-    pieces = [facts[start:end].strip() for start, end in _sentences(facts)] if config.style == "plain" else [facts]
-    places = sorted(rng.randint(0, len(around)) for _ in pieces)
-    for place, piece in reversed(list(zip(places, pieces, strict=True))):
-        around.insert(place, piece if config.style == "plain" else f"\n\n{piece}\n\n")
-    joined = "".join(piece + (" " if rng.random() < 0.85 else "\n\n") for piece in around)
-    return re.sub(r" *\n\s*\n\s*", "\n\n", joined).strip()
-
-
-def _window(record: Record, rng: random.Random, config: SourceConfig, tokenizer: PreTrainedTokenizerBase) -> Record:
-    """A run of whole sentences around one answer, of a random length within `context_tokens`, with its questions.
-
-    A sentence that is too long alone, as a table without a full stop is, is cut at words around the answer.
-    """
-    fewest, most = config.context_tokens
-    wanted = rng.randint(fewest, most)
-    spans = list(_sentences(record.context))
-    anchor = rng.choice(record.questions).answers[0]
-    found = record.context.find(anchor)
-    first = next((i for i, (_, end) in enumerate(spans) if found < end), 0) if found >= 0 else 0
-    last = first
-    while True:
-        grown = [(first - 1, last)] * (first > 0) + [(first, last + 1)] * (last + 1 < len(spans))
-        if not grown:
-            break
-        candidate = rng.choice(grown)
-        text = record.context[spans[candidate[0]][0] : spans[candidate[1]][1]]
-        if len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) > wanted:
-            break
-        first, last = candidate
-    text = _cut(record.context[spans[first][0] : spans[last][1]], anchor, most, tokenizer)
-    whole = text == record.context[spans[0][0] : spans[-1][1]]
-    questions = []
-    for question in record.questions:
-        answers = question.answers if whole else tuple(answer for answer in question.answers if answer in text)
-        if answers:
-            questions.append(Question(question.question, answers))
-    return Record(text, tuple(questions), record.source)
-
-
-def _cut(text: str, anchor: str, most: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text if it has at most `most` tokens, else whole words around the anchor (or its start) that have."""
-
-    def fits(piece: str) -> bool:
-        return len(tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]) <= most
-
-    if fits(text):
-        return text
-    begin = max(0, text.find(anchor))
-    end = begin + len(anchor) if anchor in text else 0
-    reach = most * _CHARACTERS_PER_TOKEN
-    while reach:
-        left = text.rfind(" ", 0, begin - reach) + 1 if begin > reach else 0
-        right = text.find(" ", end + reach)
-        piece = text[left : right if right >= 0 else len(text)]
-        if fits(piece):
-            return piece
-        reach //= 2
-    return text[begin:end] or text[: max(1, most // 4)]  # one endless word: no character has more than four tokens
