@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,38 +80,28 @@ def load_base_model(source: str | Path | None = None, *, device: str = "auto", d
     """
     chosen_device = _choose_device(device)
     chosen_dtype = _choose_dtype(dtype, chosen_device)
-    if source is None or source == EMBEDDED:
-        path = find_embedded_gguf()
-        model, tokenizer = _load_gguf(path, chosen_dtype)
-        name, shown = EMBEDDED_NAME, EMBEDDED
-    else:
-        shown = str(source)
-        path = Path(source).expanduser()
-        if path.is_dir():
-            model, tokenizer = _load_pretrained(str(path), shown, chosen_dtype, local=True)
-            name = str(path.resolve())
-        elif path.is_file():
-            if path.suffix.lower() != ".gguf":
-                raise BaseModelError(
-                    f"base model {shown!r} is a file that does not end in .gguf; give a .gguf file, a folder written "
-                    "by save_pretrained, or a hub id"
-                )
-            model, tokenizer = _load_gguf(path, chosen_dtype)
-            name = str(path.resolve())
-        elif isinstance(source, Path) or path.suffix.lower() == ".gguf" or not _HUB_ID.fullmatch(shown):
-            raise BaseModelError(
-                f"base model {shown!r} is no existing folder or .gguf file and no hub id (owner/name); check the "
-                f"path, or leave it out (or give {EMBEDDED!r}) for the model that needs no download"
-            )
-        else:
-            model, tokenizer = _load_pretrained(shown, shown, chosen_dtype, local=False)
-            name = shown
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    found = _locate(source)
+    with _readable(found) as place:
+        tokenizer, model = _read(found, place, chosen_dtype)
     model = model.to(device=chosen_device)  # pyright: ignore[reportArgumentType,reportCallIssue]
     model.eval()
     model.requires_grad_(False)
-    return BaseModel(model, tokenizer, name, shown, base_model_fingerprint(model))
+    return BaseModel(model, tokenizer, found.name, found.shown, base_model_fingerprint(model))
+
+
+def load_tokenizer(source: str | Path | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of the base model at `source`, without the model's weights.
+
+    Args:
+        source: as in `load_base_model`.
+
+    Raises:
+        BaseModelError: it is not there or can't be read.
+        MissingDependencyError: a GGUF file is to be dequantised and the package `gguf` is absent.
+    """
+    found = _locate(source)
+    with _readable(found) as place:
+        return _read(found, place, None)[0]
 
 
 def find_embedded_gguf() -> Path:
@@ -157,25 +149,77 @@ def _choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def _load_pretrained(
-    location: str, shown: str, dtype: torch.dtype, *, local: bool
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+@dataclass(frozen=True)
+class _Location:
+    """Where a base model is.
+
+    Attributes:
+        place: folder, GGUF file or hub id.
+        name: what generators and memories keep of it.
+        shown: what the user called it.
+        on_hub: whether `place` is a hub id.
+    """
+
+    place: str
+    name: str
+    shown: str
+    on_hub: bool = False
+
+
+def _locate(source: str | Path | None) -> _Location:
+    if source is None or source == EMBEDDED:
+        return _Location(str(find_embedded_gguf()), EMBEDDED_NAME, EMBEDDED)
+    shown = str(source)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _Location(str(path), str(path.resolve()), shown)
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise BaseModelError(
+                f"base model {shown!r} is a file that does not end in .gguf; give a .gguf file, a folder written "
+                "by save_pretrained, or a hub id"
+            )
+        return _Location(str(path), str(path.resolve()), shown)
+    if isinstance(source, Path) or path.suffix.lower() == ".gguf" or not _HUB_ID.fullmatch(shown):
+        raise BaseModelError(
+            f"base model {shown!r} is no existing folder or .gguf file and no hub id (owner/name); check the "
+            f"path, or leave it out (or give {EMBEDDED!r}) for the model that needs no download"
+        )
+    return _Location(shown, shown, shown, on_hub=True)
+
+
+@contextmanager
+def _readable(found: _Location) -> Iterator[str]:
+    """The place that Transformers reads from: a dequantised copy of a GGUF file."""
+    path = Path(found.place)
+    if found.on_hub or path.is_dir():
+        yield found.place
+        return
+    with dequantised_folder(path) as folder:
+        yield str(folder)
+
+
+def _read(found: _Location, place: str, dtype: torch.dtype | None) -> tuple[PreTrainedTokenizerBase, Any]:
+    """Tokenizer and model; None for the model when `dtype` is None."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+    shown = found.place if found.shown == EMBEDDED else found.shown
+    options: dict[str, Any] = {"local_files_only": not found.on_hub, "trust_remote_code": False}
+    model, report = None, {"missing_keys": []}
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(location, **options)
-            model, report = AutoModelForCausalLM.from_pretrained(
-                location, dtype=dtype, output_loading_info=True, **options
-            )  # pyright: ignore[reportGeneralTypeIssues]
+            tokenizer = AutoTokenizer.from_pretrained(place, **options)
+            if dtype is not None:
+                model, report = AutoModelForCausalLM.from_pretrained(
+                    place, dtype=dtype, output_loading_info=True, **options
+                )  # pyright: ignore[reportGeneralTypeIssues]
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         wanted = (
-            "a folder written by save_pretrained, with config.json, *.safetensors and tokenizer.json, was expected"
-            if local
-            else f"a hub id that can be reached from here was expected; download it first and give the folder, or give "
+            f"a hub id that can be reached from here was expected; download it first and give the folder, or give "
             f"{EMBEDDED!r}, which needs no network"
+            if found.on_hub
+            else "a folder written by save_pretrained, with config.json, *.safetensors and tokenizer.json, was expected"
         )
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BaseModelError(f"base model {shown!r} can't be loaded: {wanted} ({reason})") from error
@@ -184,9 +228,6 @@ def _load_pretrained(
             f"base model {shown!r} lacks {len(missing)} weights that its config.json asks for, {missing[0]} among "
             "them; give the folder of a complete causal language model"
         )
-    return model, tokenizer
-
-
-def _load_gguf(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    with dequantised_folder(path) as folder:
-        return _load_pretrained(str(folder), str(path), dtype, local=True)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer, model

@@ -14,7 +14,16 @@ from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 INPUT_ERROR = 2
 _WIDTH_WITHOUT_TERMINAL = 120
@@ -88,8 +97,8 @@ def waiting(description: str) -> Iterator[None]:
 
 
 @contextmanager
-def chunk_progress(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error; gives the callback `(chunks done, chunks in all)`."""
+def bar_progress(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error; gives the callback `(done, in all)`."""
     console = message_console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -98,25 +107,45 @@ def chunk_progress(description: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
+def tokens_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Counts of tokenised data on standard error; gives the callback `(source, records, tokens)`."""
+    console = message_console()
+    columns = (SpinnerColumn(), TextColumn("Tokenising {task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def show(source: str, num_records: int, num_tokens: int) -> None:
+            if source not in tasks:
+                tasks[source] = progress.add_task("", total=None)
+            progress.update(tasks[source], description=f"{source}: {num_records:,} records, {num_tokens:,} tokens")
+
+        yield show
+
+
+@contextmanager
 def training_progress() -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """A bar of steps on standard error; gives the callback that takes lines of training metrics."""
     console = message_console()
     columns = (
-        TextColumn("Training"),
+        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]:.3f}, {task.fields[tokens_per_second]:,.0f} tokens/s,"),
         TextColumn("{task.fields[time_left]} left"),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=None, loss=float("nan"), tokens_per_second=0.0, time_left="?")
+        task = progress.add_task("Training", total=None, loss=float("nan"), tokens_per_second=0.0, time_left="?")
 
         def show(line: Mapping[str, Any]) -> None:
+            if line.get("kind") == "preparing":
+                told = f"{line['num_records']:,} records, {line['num_tokens']:,} tokens"
+                progress.update(task, description=f"Tokenising {line['source']}: {told}")
             if line.get("kind") != "training":
                 return
             time_left = str(timedelta(seconds=round(line["seconds_left"])))
             progress.update(
                 task,
+                description="Training",
                 completed=line["step"],
                 total=line["num_steps"],
                 loss=line["loss"],

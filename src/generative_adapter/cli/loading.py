@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from generative_adapter.cli.console import chunk_progress, waiting
+from generative_adapter.cli.console import bar_progress, waiting
 from generative_adapter.documents import Document
 from generative_adapter.errors import ConfigError, DataError
 
@@ -53,7 +53,7 @@ def read_into_memory(
         stream: read each document as the continuation of what came before, instead of separately.
     """
     for document in documents:
-        with chunk_progress(f"Reading {document.name}") as progress:
+        with bar_progress(f"Reading {document.name}") as progress:
             previous = memory if stream else None
             read = model.contextualize(document.text, previous, name=document.name, progress=progress)
         memory = read if stream or memory is None else memory + read

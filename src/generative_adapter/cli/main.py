@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from generative_adapter.cli import ask, chat, contextualize, demo, forget, info, train
+from generative_adapter.cli import ask, chat, contextualize, demo, evaluate, forget, info, prepare, train
 from generative_adapter.cli.console import configure_logging, print_error
 from generative_adapter.errors import GenerativeAdapterError
 
@@ -75,4 +75,6 @@ app.command("forget")(forget.forget)
 app.command("chat")(chat.chat)
 app.command("info")(info.info)
 app.command("train")(train.train)
+app.command("prepare")(prepare.prepare)
+app.add_typer(evaluate.app, name="eval")
 app.command("demo")(demo.demo)

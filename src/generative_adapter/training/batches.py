@@ -61,6 +61,22 @@ class ContextItem:
         return sum(map(len, self.chunks)) + sum(len(segment.ids) for segment in self.segments)
 
 
+def reconstructions(chunks: Sequence[Sequence[int]], start_ids: Sequence[int]) -> list[Segment]:
+    """Each chunk C_t, to be predicted under the adapter of the chunks up to and with it, eq. (5)."""
+    start = tuple(start_ids)
+    return [
+        Segment((*start, *chunk), max(1, len(start)), level, "reconstruction")
+        for level, chunk in enumerate(chunks, start=1)
+        if len(start) + len(chunk) > 1
+    ]
+
+
+def segment_item(ids: Sequence[int], chunk_tokens: int, start_ids: Sequence[int]) -> ContextItem:
+    """A run of text of several chunks: every prefix reconstructs its last chunk and completes the next, eq. (5)."""
+    chunks = tuple(tuple(ids[at : at + chunk_tokens]) for at in range(0, len(ids), chunk_tokens))
+    return ContextItem(chunks, tuple(reconstructions(chunks, start_ids)), completion=len(chunks) > 1)
+
+
 @dataclass(frozen=True)
 class Batch:
     """One forward and backward pass.

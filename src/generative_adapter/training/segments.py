@@ -20,8 +20,9 @@ class Segments:
     Args:
         store: the documents.
         records: their numbers.
-        most: tokens of a piece. Without `packing` a document of n tokens is cut into max(1, n // most) equal pieces,
-            of `most` tokens or somewhat more; with it all pieces have `most` tokens (one that is alone may have fewer), and a rest is left out.
+        most: tokens of a piece. Without `packing` a document of n tokens is cut into max(1, n // most) equal pieces, of
+            `most` tokens or somewhat more; with it every piece has `most` tokens (one that is alone may have fewer),
+            and what is left over is left out.
         packing: join the documents, each followed by `end_ids`, instead of cutting each on its own.
         end_ids: the end-of-sequence token.
     """

@@ -22,7 +22,7 @@ from generative_adapter.config import PromptConfig
 from generative_adapter.data.facts import sample_facts_record
 from generative_adapter.data.records import Record
 from generative_adapter.errors import DataError
-from generative_adapter.training.batches import ContextItem, Segment
+from generative_adapter.training.batches import ContextItem, Segment, reconstructions, segment_item
 from generative_adapter.training.recipe import SourceConfig, TrainingRecipe
 from generative_adapter.training.segments import Segments
 from generative_adapter.training.token_cache import (
@@ -192,7 +192,7 @@ class ContextSampler:
                 stands = found_at(self.tokenizer, record.context, chunks[0], question.answers[0], len(answer))
             segments.append(Segment((*asked, *answer), len(asked), len(chunks), "answer", stands))
         if rng.random() < config.reconstruction or not segments:
-            segments += self._reconstructions(chunks)
+            segments += reconstructions(chunks, start_ids(self.tokenizer))
         return ContextItem(tuple(map(tuple, chunks)), tuple(segments))
 
     def _instructions_item(self, parts: list[list[int]], rng: random.Random, config: SourceConfig) -> ContextItem:
@@ -207,29 +207,20 @@ class ContextSampler:
             for asked, answer in pairs[: config.num_questions]
         ]
         if rng.random() < config.reconstruction:
-            segments += self._reconstructions(chunks)
+            segments += reconstructions(chunks, start_ids(self.tokenizer))
         return ContextItem(tuple(map(tuple, chunks)), tuple(segments))
 
     def _text_item(self, ids: list[int]) -> ContextItem:
         """A run of plain text for eq. (5): every prefix reconstructs its last chunk and completes the next."""
         chunk_tokens = self.recipe.generator.chunk_tokens
-        start = tuple(start_ids(self.tokenizer))
+        start = start_ids(self.tokenizer)
         if len(ids) > chunk_tokens:
-            pieces = [tuple(ids[at : at + chunk_tokens]) for at in range(0, len(ids), chunk_tokens)]
-            return ContextItem(tuple(pieces), tuple(self._reconstructions(pieces)), completion=True)
+            return segment_item(ids, chunk_tokens, start)
         cut = max(1, len(ids) * 2 // 3)
-        segments = self._reconstructions([ids[:cut]])
+        segments = reconstructions([ids[:cut]], start)
         if len(ids) - cut > 1:
             segments.append(Segment((*start, *ids[cut:]), max(1, len(start)), 1, "completion"))
         return ContextItem((tuple(ids[:cut]),), tuple(segments))
-
-    def _reconstructions(self, chunks: Sequence[Sequence[int]]) -> list[Segment]:
-        start = tuple(start_ids(self.tokenizer))
-        return [
-            Segment((*start, *chunk), max(1, len(start)), level, "reconstruction")
-            for level, chunk in enumerate(chunks, start=1)
-            if len(start) + len(chunk) > 1
-        ]
 
 
 def _askable(items: list[ContextItem]) -> list[ContextItem]:

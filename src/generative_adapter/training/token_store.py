@@ -169,9 +169,7 @@ class TokenStore:
                 part_ends = file.get_tensor("part_ends")
                 record_ends = file.get_tensor("record_ends")
                 if len(record_ends) != shard["num_records"]:
-                    raise DataError(
-                        f"{folder / shard['file']} is not the shard that {_INDEX} tells of; remove {folder}"
-                    )
+                    raise DataError(f"{folder / shard['file']} isn't what {_INDEX} tells of; remove {folder}")
                 first = np.concatenate([[0], record_ends[:-1]]).astype(np.int64)
                 begins = np.concatenate([[0], part_ends]).astype(np.int64)
                 self._files.append(file)

@@ -1,0 +1,1 @@
+"""How good a generator and other methods are: metrics, tasks, benchmarks."""
