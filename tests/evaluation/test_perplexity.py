@@ -29,7 +29,7 @@ def loss(base, ids: list[int], first: int, adapter=None) -> torch.Tensor:
 @pytest.mark.parametrize("pass_tokens", [1, 64])
 def test_against_a_slow_loop(family: str, begin: bool, pass_tokens: int) -> None:
     base = tiny_base(family, begin=begin)
-    generator = tiny_checkpoint(base, tiny_config(normalization="svd", rank=5)).generator
+    generator = tiny_checkpoint(base, tiny_config(scale=3.0)).generator
     random = torch.Generator().manual_seed(2)
     segments = torch.randint(9, 250, (3, 17), generator=random).tolist()
     start = start_ids(base.tokenizer)
@@ -58,7 +58,7 @@ def test_against_a_slow_loop(family: str, begin: bool, pass_tokens: int) -> None
     )
     for name, losses in sums.items():
         assert getattr(result, name) == pytest.approx(torch.cat(losses).mean().exp().item(), rel=1e-3), name
-    assert abs(math.log(result.reconstruction / result.plain_reconstruction)) > 0.02  # the adapter shows
+    assert abs(math.log(result.reconstruction / result.plain_reconstruction)) > 0.005  # the adapter shows
     assert (result.num_segments, result.segment_tokens, result.chunk_tokens) == (3, 17, 6)
     assert told[-1] == (3, 3) and len(told) == (3 if pass_tokens == 1 else 1)
 
