@@ -181,7 +181,7 @@ def prefix_logits(
     with (
         on_block_inputs(model, generator.layers, take_in),
         add_to_outputs(model, updates),
-        _head_at(model, rows.supervised),
+        head_at(model, rows.supervised),
     ):
         output = model(
             input_ids=rows.input_ids,
@@ -254,7 +254,7 @@ def attention_mask(model: nn.Module, segments: Tensor) -> Tensor | None:
 
 
 @contextmanager
-def _head_at(model: nn.Module, supervised: Tensor) -> Iterator[None]:
+def head_at(model: nn.Module, supervised: Tensor) -> Iterator[None]:
     """Runs the language-model head at the supervised positions only; with 49,152 words it is a fifth of the model."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if head is None:

@@ -24,6 +24,11 @@ def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [begin] if begin is not None and tokenizer("a")["input_ids"][0] == begin else []
 
 
+def separator_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of an empty line, between a context and what is asked of it."""
+    return _encode(tokenizer, "\n\n")
+
+
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token id of padding; 0 where the tokenizer has none, since padding is masked anyway."""
     identity: Any = tokenizer.pad_token_id

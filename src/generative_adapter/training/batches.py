@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from torch import Tensor
 from generative_adapter.base_model.prefix_pass import PassRows
 from generative_adapter.data.collation import best_capacity, pack
 from generative_adapter.errors import TrainingError
+
+if TYPE_CHECKING:
+    from generative_adapter.training.distillation import TeacherRows
 
 OBJECTIVES = ("answer", "reconstruction", "completion")
 
@@ -78,6 +82,21 @@ def segment_item(ids: Sequence[int], chunk_tokens: int, start_ids: Sequence[int]
 
 
 @dataclass(frozen=True)
+class Span:
+    """Where the labels of a segment stand.
+
+    Attributes:
+        item: the context it belongs to, counted in the items given.
+        segment: what is predicted.
+        first_label: number of its first label in `Batch.labels`.
+    """
+
+    item: int
+    segment: Segment
+    first_label: int
+
+
+@dataclass(frozen=True)
 class Batch:
     """One forward and backward pass.
 
@@ -93,8 +112,10 @@ class Batch:
             `[supervised]`.
         chunk_index: number of that chunk among the written ones, `[supervised]`.
         segment_index: number of the segment or completion row each label belongs to, `[supervised]`.
-        num_real_tokens: tokens that aren't padding, first chunks included.
+        num_real_tokens: tokens that aren't padding, first chunks and the teacher's rows included.
         num_computed_tokens: tokens that are computed.
+        spans: the segments and completion rows in the order of their labels.
+        teacher: what an in-context teacher reads (`distillation`); None: there is none.
     """
 
     first: tuple[tuple[Tensor, Tensor], ...]
@@ -108,6 +129,8 @@ class Batch:
     segment_index: Tensor
     num_real_tokens: int
     num_computed_tokens: int
+    spans: tuple[Span, ...] = ()
+    teacher: TeacherRows | None = None
 
 
 @dataclass(frozen=True)
@@ -201,6 +224,7 @@ def _tensors(
     numbers: list[int] = []
     found_at: list[int] = []
     chunks: list[int] = []
+    spans: list[Span] = []
     number = 0
     for index, row in enumerate(rows):
         at = 0
@@ -208,6 +232,7 @@ def _tensors(
             size = len(segment.ids)
             if segment.objective:
                 predicted = segment.ids[segment.num_prompt :]
+                spans.append(Span(row.item, segment, len(labels)))
                 supervised[index, at + segment.num_prompt - 1 : at + size - 1] = True
                 labels += predicted
                 kinds += [OBJECTIVES.index(segment.objective)] * len(predicted)
@@ -242,6 +267,7 @@ def _tensors(
         torch.tensor(numbers),
         num_real_tokens=int((segments > 0).sum()) + sum(int((inner > 0).sum()) for _, inner in first),
         num_computed_tokens=segments.numel() + sum(inner.numel() for _, inner in first),
+        spans=tuple(spans),
     )
 
 

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from generative_adapter.base_model.loading import BaseModel
-from generative_adapter.base_model.prompts import pad_id, start_ids
+from generative_adapter.base_model.prompts import pad_id, separator_ids, start_ids
 from generative_adapter.checkpoint import GeneratorCheckpoint
 from generative_adapter.errors import TrainingError
 from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.training.batches import OBJECTIVES, Batch, ContextItem, assemble, split
+from generative_adapter.training.distillation import with_teacher as add_teacher
 from generative_adapter.training.metrics import append_line, finite_values, mean_values
 from generative_adapter.training.objectives import GeneratorPass, TokenLosses, count_labels, token_losses, weighted_loss
 from generative_adapter.training.optimizers import build_optimizer
@@ -82,11 +83,15 @@ class Trainer:
         self.sampler = sampler
         self.progress = Progress()
         self.processes = processes or Processes(recipe.device)
-        self._pass = self.processes.parallel(GeneratorPass(base, generator, recipe.attention, recipe.lookup_weight > 0))
+        with_lookup = recipe.lookup_weight > 0
+        self._pass = self.processes.parallel(
+            GeneratorPass(base, generator, recipe.attention, with_lookup, recipe.distillation_top_k)
+        )
         self._describe = describe
         self._callback = progress_callback
         self._output = Path(recipe.output)
         self._start_ids = start_ids(base.tokenizer)
+        self._separator = separator_ids(base.tokenizer)
         self._weights = {name: getattr(recipe, f"{name}_weight") for name in OBJECTIVES}
         self.optimizer = build_optimizer(recipe, generator, self._whiteners())
 
@@ -121,18 +126,21 @@ class Trainer:
                 last_checkpoint = time.monotonic()
         return "finished"
 
-    def batches(self, items: Sequence[ContextItem]) -> list[Batch]:
-        """The passes of one step over these contexts."""
-        recipe = self.recipe
-        return [
-            assemble(
-                part,
-                pad_id=pad_id(self.base.tokenizer),
-                start_ids=self._start_ids,
-                row_tokens=recipe.row_tokens,
-            )
-            for part in split(items, recipe.micro_batch_tokens)
-        ]
+    def batches(self, items: Sequence[ContextItem], with_teacher: bool = False) -> list[Batch]:
+        """The passes of one step over these contexts.
+
+        Args:
+            items: the contexts.
+            with_teacher: whether an in-context teacher reads them too, where the recipe asks for one.
+        """
+        recipe, pad = self.recipe, pad_id(self.base.tokenizer)
+        batches = []
+        for part in split(items, recipe.micro_batch_tokens):
+            batch = assemble(part, pad_id=pad, start_ids=self._start_ids, row_tokens=recipe.row_tokens)
+            if with_teacher and recipe.distillation_weight > 0:
+                batch = add_teacher(batch, part, self._separator, self._start_ids, pad)
+            batches.append(batch)
+        return batches
 
     def _whiteners(self) -> dict[str, Tensor]:
         """Measured on the contexts of the first steps, the same in every process and when a run is resumed."""
@@ -146,12 +154,14 @@ class Trainer:
         with _timed(seconds, "data"):
             items = self.sampler.step(step)
             own = self.processes.share(items, [item.num_tokens for item in items])
-            batches = self.batches(own)
+            batches = self.batches(own, with_teacher=True)
             counts = self._sum(count_labels(batches))
             shift = self.recipe.generator.value_shift
             num_lookups = sum(int((batch.found_at >= shift).sum()) for batch in batches)
-            num_lookups = self.processes.sums([num_lookups], self.base.device)[0]
+            num_distilled = sum(len(batch.teacher.labels) for batch in batches if batch.teacher is not None)
+            num_lookups, num_distilled = self.processes.sums([num_lookups, num_distilled], self.base.device)
         lookups = torch.zeros(2)
+        distilled = 0.0
         self.generator.train()
         sums: dict[str, float] = dict.fromkeys(OBJECTIVES, 0.0)
         total = 0.0
@@ -164,6 +174,10 @@ class Trainer:
                         loss = loss + self.recipe.lookup_weight * result.lookup_losses.sum() / max(1, num_lookups)
                         found_here = torch.stack([result.lookup_losses.detach().sum(), result.lookup_correct.sum()])
                         lookups += found_here.cpu()
+                    if result.distillation_losses is not None:
+                        divergence = result.distillation_losses.sum()
+                        loss = loss + self.recipe.distillation_weight * divergence / max(1, num_distilled)
+                        distilled += divergence.item()
                 total += loss.item()
                 for index, name in enumerate(OBJECTIVES):
                     sums[name] += result.losses.detach()[batch.objectives == index].sum().item()
@@ -189,6 +203,8 @@ class Trainer:
         if self.recipe.lookup_weight > 0 and num_lookups:
             found = self.processes.sums(lookups.tolist(), self.base.device)
             losses |= {"lookup_loss": found[0] / num_lookups, "lookup_accuracy": found[1] / num_lookups}
+        if num_distilled:
+            losses["distillation_loss"] = self.processes.sums([distilled], self.base.device)[0] / num_distilled
         times = {f"{name}_seconds": value for name, value in seconds.items()}
         return {
             "loss": total,

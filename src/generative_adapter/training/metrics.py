@@ -5,6 +5,7 @@ A line of kind `training` stands for the steps since the last one:
     step, num_steps          steps done and to do in all
     loss                     mean of the steps' weighted losses; null when none was finite
     answer_loss, reconstruction_loss, completion_loss   mean of each objective, where there was any
+    distillation_loss        mean divergence from the in-context teacher, where there is one
     gradient_norm            before clipping, mean
     learning_rate            mean
     step_seconds, data_seconds, forward_seconds, backward_seconds, exchange_seconds, optimizer_seconds   mean of a step

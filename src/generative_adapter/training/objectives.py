@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from generative_adapter.base_model.prefix_pass import (
 )
 from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.training.batches import OBJECTIVES, Batch
+from generative_adapter.training.distillation import distillation_losses, teacher_targets
 
 LOOKUP_SHARPNESS = 10.0
 
@@ -32,16 +33,23 @@ class TokenLosses:
         correct: whether the label was the likeliest token, `[supervised]`.
         lookup_losses: of each read whose token is known, mean over targets, `[lookups]`.
         lookup_correct: share of targets whose largest weight is at the right token, `[lookups]`.
+        distillation_losses: divergence from the teacher of each token that has one, `[distilled]`, with gradients.
     """
 
     losses: Tensor
     correct: Tensor
     lookup_losses: Tensor | None = None
     lookup_correct: Tensor | None = None
+    distillation_losses: Tensor | None = None
 
 
 def token_losses(
-    base: BaseModel, generator: AdapterGenerator, batch: Batch, attention: str | None = None, lookup: bool = False
+    base: BaseModel,
+    generator: AdapterGenerator,
+    batch: Batch,
+    attention: str | None = None,
+    lookup: bool = False,
+    distillation_top_k: int = 16,
 ) -> TokenLosses:
     """-log P(x_i | x_<i, Theta_base + Delta) of every supervised token, eq. (5), arXiv:2411.05877.
 
@@ -52,6 +60,7 @@ def token_losses(
         attention: attention kernel of the rows with gradients, `eager` or `sdpa`; None: the model's own.
         lookup: also the losses of looking answers up: cross-entropy of the softmax over the context's tokens of
             `LOOKUP_SHARPNESS` times the weights of a read, at the token whose value is the answer's next token.
+        distillation_top_k: of a batch with a teacher, how many of its likeliest tokens count.
     """
     rows, device = batch.rows, base.device
     first = [
@@ -73,15 +82,19 @@ def token_losses(
         logits, weights = prefix_logits(base.model, generator, first, moved, batch.membership.to(device), lookups)
     logits = logits.float()
     labels = batch.labels.to(device)
-    losses, correct = F.cross_entropy(logits, labels, reduction="none"), logits.detach().argmax(-1) == labels
+    result = TokenLosses(F.cross_entropy(logits, labels, reduction="none"), logits.detach().argmax(-1) == labels)
+    if batch.teacher is not None:
+        targets = teacher_targets(base, batch.teacher, distillation_top_k)
+        result = replace(result, distillation_losses=distillation_losses(logits, targets))
     if lookups is None or weights is None:
-        return TokenLosses(losses, correct)
+        return result
     lengths = torch.cat([group.mask.sum(1) for group in first])[lookups.chunks]
     outside = torch.arange(weights.shape[-1], device=device) >= lengths.unsqueeze(1)
     scores = (LOOKUP_SHARPNESS * weights).masked_fill(outside, -torch.inf)
     right = (batch.found_at.to(device)[lookups.labels] - shift).expand(len(scores), -1)
     found = F.cross_entropy(scores.flatten(0, 1), right.flatten(), reduction="none").view(right.shape)
-    return TokenLosses(losses, correct, found.mean(0), (scores.detach().argmax(-1) == right).float().mean(0))
+    right_one = (scores.detach().argmax(-1) == right).float().mean(0)
+    return replace(result, lookup_losses=found.mean(0), lookup_correct=right_one)
 
 
 class GeneratorPass(nn.Module):
@@ -92,20 +105,27 @@ class GeneratorPass(nn.Module):
         generator: gets gradients.
         attention: as in `token_losses`.
         lookup: as in `token_losses`.
+        distillation_top_k: as in `token_losses`.
     """
 
     def __init__(
-        self, base: BaseModel, generator: AdapterGenerator, attention: str | None = None, lookup: bool = False
+        self,
+        base: BaseModel,
+        generator: AdapterGenerator,
+        attention: str | None = None,
+        lookup: bool = False,
+        distillation_top_k: int = 16,
     ) -> None:
         super().__init__()
         self.generator = generator
         self._base = base
         self._attention = attention
         self._lookup = lookup
+        self._distillation_top_k = distillation_top_k
 
     def forward(self, batch: Batch) -> TokenLosses:
         """The losses of one pass."""
-        return token_losses(self._base, self.generator, batch, self._attention, self._lookup)
+        return token_losses(self._base, self.generator, batch, self._attention, self._lookup, self._distillation_top_k)
 
 
 def count_labels(batches: Sequence[Batch]) -> dict[str, int]:
