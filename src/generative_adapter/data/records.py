@@ -1,12 +1,18 @@
-"""Records: a context with its questions, and the readers that make them from files.
+"""Records from files: a context with its questions a record, whatever the file's format.
 
-A file's format is found from its content, never from its name (only a `.zst` ending matters):
+A file's format is found from its content; of its name only a `.zst` ending matters, and `.txt`, `.text` and `.md`,
+which let content that is no JSON be a document:
 
     SQuAD v1.1        {"data": [{"title", "paragraphs": [{"context", "qas": [{"question", "answers": [{"text"}]}]}]}]}
-    questions, JSONL  {"context", "qa": [{"question", "answers": ["..."] or [{"text": "..."}] or [["span", "span"]]}]}
-    documents, JSONL  {"text"}
+    rows              JSON Lines or Parquet, of which the first row tells what they are:
+      documents         {"text"}
+      questions         {"context", "qa": [{"question", "answers": ["..."] or [{"text": "..."}] or [["span", "span"]]}]}
+      SQuAD, hub style  {"context", "question", "answers": {"text": ["..."]}}
+      MetaICL           {"task", "input", "output", "options"}
+      others            what a converter that is named reads (`converters.py`)
+    plain text        one document
 
-Leaves out: downloading, tokenising, and conversations and classification tasks, which have readers of their own.
+Leaves out: downloading (`hub.py`), tokenising, and conversations, which have readers of their own.
 """
 
 from __future__ import annotations
@@ -15,75 +21,194 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
+from generative_adapter.data.converters import Converter, converter_for_row, converter_named
+from generative_adapter.data.instruction_sets import questions_in, read_questions
+from generative_adapter.data.rows import Question, Record, Row, kind, text_at
 from generative_adapter.errors import DataError, MissingDependencyError
 
+__all__ = ["Question", "Record", "numbered_records", "read_records"]
+
 FORMATS = (
-    'SQuAD v1.1 JSON ({"data": [...]}), JSON Lines with {"context", "qa": [{"question", "answers"}]}, '
-    'or JSON Lines with {"text"}, each optionally compressed (.zst)'
+    'SQuAD v1.1 JSON ({"data": [...]}), JSON Lines or Parquet with {"context", "qa": [{"question", "answers"}]}, '
+    '{"context", "question", "answers"}, {"task", "input", "output"} or {"text"} or for a converter that is named, '
+    "or plain text (.txt, .text, .md), each but Parquet optionally compressed (.zst)"
 )
+_INSTALL = "pip install 'generative-adapter[train]'"
+_PLAIN_TEXT_ENDINGS = (".txt", ".text", ".md")
+_PARQUET_MAGIC = b"PAR1"
+_PARQUET_ROWS_A_BATCH = 256
+
+NumberedRow = tuple[int, str, Any]
 
 
-@dataclass(frozen=True)
-class Question:
-    """A question with every answer that is acceptable, the preferred one first."""
-
-    question: str
-    answers: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        if not self.answers:
-            raise DataError(f"question {self.question!r} has no answer; at least one is expected")
-
-
-@dataclass(frozen=True)
-class Record:
-    """A context, its questions (none for plain documents) and the name of where it came from."""
-
-    context: str
-    questions: tuple[Question, ...] = ()
-    source: str = ""
-
-
-def read_records(path: Path) -> Iterator[Record]:
+def read_records(path: Path, converter: str | None = None) -> Iterator[Record]:
     """Yields the records of one file, whose format is found from its content.
 
-    SQuAD questions and questions in JSON Lines that carry no answer at all are left out; answers are stripped and
-    repeated ones dropped.
+    Questions that carry no answer at all are left out; answers are stripped and repeated ones dropped.
 
     Args:
-        path: a JSON or JSON Lines file in UTF-8, optionally compressed (`.zst`).
+        path: a JSON, JSON Lines or plain text file in UTF-8, optionally compressed (`.zst`), or a Parquet file.
+        converter: name of the converter of `converters.py` that reads each row; None: what the first row calls for.
 
     Yields:
-        Records with `source` set to the file's name without endings, or to a document's own "source".
+        Records with `source` set to the file's name without endings, or to a document's own "source" or "task".
 
     Raises:
-        DataError: the file is missing, of an unknown format, or holds a bad line.
-        MissingDependencyError: the file is compressed and `zstandard` is not installed.
+        DataError: the file is missing, of an unknown format, or holds a bad line; the message names file and line.
+        ConfigError: there is no such converter.
+        MissingDependencyError: the file is compressed or Parquet, and `zstandard` or `pyarrow` is not installed.
+    """
+    return (record for _, record in numbered_records(path, converter))
+
+
+def numbered_records(path: Path, converter: str | None = None, *, skip: int = 0) -> Iterator[tuple[int, Record]]:
+    """Yields the records of one file as `read_records` does, each with the number of the last row in it.
+
+    Rows are lines (counted from 1, blank ones too), rows of a Parquet file, or paragraphs of SQuAD. With `skip` set to
+    a number that came with a record, the same file goes on with the record after it.
+
+    Args:
+        path: the file.
+        converter: name of a converter, or None.
+        skip: how many rows are passed over.
+
+    Raises:
+        DataError, ConfigError, MissingDependencyError: as `read_records`.
     """
     path = Path(path)
+    named = converter_named(converter) if converter is not None else None
     source = path.name.split(".", 1)[0]
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected {FORMATS}")
+    if _is_parquet(path):
+        rows = _parquet_rows(path)
+        if (first := next(rows, None)) is None:
+            raise DataError(f"{path}: the file holds no row; expected {FORMATS}")
+        yield from _row_records(path, first, rows, named, source, skip)
+        return
     with _open_text(path) as lines:
         try:
-            first_number, first_line = next(((n, line) for n, line in enumerate(lines, 1) if line.strip()), (0, ""))
-            if not first_number:
-                raise DataError(f"{path}: the file is empty; expected {FORMATS}")
-            first = _parse_line(first_line)
-            if first is None or (isinstance(first, dict) and "data" in first):
-                yield from _squad_records(path, first_line + lines.read() if first is None else first, source)
-                return
-            _check_json_lines(path, first_number, first)
-            yield _line_record(path, first_number, first, source)
-            for number, line in enumerate(lines, first_number + 1):
-                if line.strip():
-                    yield _line_record(path, number, _parse_line(line), source)
+            yield from _text_records(path, lines, named, source, skip)
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: not UTF-8 text ({error}); expected {FORMATS}") from error
+
+
+def _text_records(
+    path: Path, lines: TextIO, named: Converter | None, source: str, skip: int
+) -> Iterator[tuple[int, Record]]:
+    first_number, first_line = next(((n, line) for n, line in enumerate(lines, 1) if line.strip()), (0, ""))
+    if not first_number:
+        raise DataError(f"{path}: the file is empty; expected {FORMATS}")
+    first = _parse(first_line)
+    if _is_plain_text_name(path) and not isinstance(first, dict):
+        content = first_line + lines.read()
+        first = _parse(content)
+        if not isinstance(first, dict):
+            yield from _row_records(path, (1, f"{path}", {"text": content}), iter(()), named, source, skip)
+            return
+    if first is None or (isinstance(first, dict) and "data" in first):
+        if named:
+            raise DataError(f"{path}: not one JSON object a line; the converter {named.name!r} expects rows")
+        yield from _squad_records(path, first_line + lines.read() if first is None else first, source, skip)
+        return
+    rows = ((number, f"{path}, line {number}", line) for number, line in enumerate(lines, first_number + 1))
+    parsed = ((number, where, _parse(line)) for number, where, line in rows if line.strip())
+    yield from _row_records(path, (first_number, f"{path}, line {first_number}", first), parsed, named, source, skip)
+
+
+def _row_records(
+    path: Path, first: NumberedRow, others: Iterator[NumberedRow], named: Converter | None, source: str, skip: int
+) -> Iterator[tuple[int, Record]]:
+    def rows() -> Iterator[NumberedRow]:
+        for number, where, row in chain([first], others):
+            if number > skip:
+                if not isinstance(row, dict):
+                    raise DataError(f"{where}: not a JSON object; expected one object a line: {FORMATS}")
+                yield number, where, row
+
+    converter = named or _converter_by_content(first)
+    return converter.records(rows(), source)
+
+
+def _converter_by_content(first: NumberedRow) -> Converter:
+    _, where, row = first
+    found = converter_for_row(row)
+    if found is not None and found.name not in ("text", "questions"):
+        return found
+    if not isinstance(row, dict) or not ("text" in row or "context" in row):
+        given = f"an object with {sorted(row)[:8]}" if isinstance(row, dict) else f"a {type(row).__name__}"
+        raise DataError(f"{where}: unknown format, found {given}; expected {FORMATS}")
+    return _OWN_ROWS
+
+
+def _own_row(row: Row, where: str) -> Record:
+    """Documents and questions, which a file may mix; unlike in hub sets a blank document is an error."""
+    if "context" in row:
+        return read_questions(row, where)
+    source = row.get("source")
+    return Record(text_at(row, "text", where), source=source if isinstance(source, str) else "")
+
+
+_OWN_ROWS = Converter("own rows", _own_row)
+
+
+def _squad_records(path: Path, content: Any, source: str, skip: int) -> Iterator[tuple[int, Record]]:
+    if isinstance(content, str):
+        try:
+            content = json.loads(content)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}, line {error.lineno}: not valid JSON ({error.msg}, column {error.colno}); expected {FORMATS}"
+            ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("data"), list):
+        raise DataError(f'{path}: unknown format, no list under "data"; expected {FORMATS}')
+    number = 0
+    for article_number, article in enumerate(content["data"], 1):
+        where = f"{path}, article {article_number}"
+        paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
+        if not isinstance(paragraphs, list):
+            raise DataError(f'{where}: no list under "paragraphs"; expected {FORMATS}')
+        for paragraph_number, paragraph in enumerate(paragraphs, 1):
+            place = f"{where}, paragraph {paragraph_number}"
+            number += 1
+            if number <= skip:
+                continue
+            if not isinstance(paragraph, dict):
+                raise DataError(f'{place}: not an object but {kind(paragraph)}; expected {{"context", "qas"}}')
+            questions = questions_in(paragraph.get("qas"), place, '"qas"')
+            yield number, Record(text_at(paragraph, "context", place), questions, source)
+
+
+def _is_plain_text_name(path: Path) -> bool:
+    name = path.with_suffix("") if path.suffix == ".zst" else path
+    return name.suffix.lower() in _PLAIN_TEXT_ENDINGS
+
+
+def _is_parquet(path: Path) -> bool:
+    with path.open("rb") as content:
+        return content.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
+
+
+def _parquet_rows(path: Path) -> Iterator[NumberedRow]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingDependencyError(_INSTALL) from error
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(_PARQUET_ROWS_A_BATCH):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, f"{path}, row {number}", row
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: not a readable Parquet file after row {number} ({reason}); copy it anew") from error
 
 
 @contextmanager
@@ -95,7 +220,7 @@ def _open_text(path: Path) -> Iterator[TextIO]:
     try:
         import zstandard
     except ImportError as error:
-        raise MissingDependencyError("pip install 'generative-adapter[train]'") from error
+        raise MissingDependencyError(_INSTALL) from error
     try:
         with path.open("rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as stream:
             yield io.TextIOWrapper(stream, encoding="utf-8-sig")
@@ -103,86 +228,8 @@ def _open_text(path: Path) -> Iterator[TextIO]:
         raise DataError(f"{path}: not a readable zstandard file ({error}); expected {FORMATS}") from error
 
 
-def _parse_line(line: str) -> Any:
+def _parse(text: str) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(text)
     except json.JSONDecodeError:
         return None
-
-
-def _check_json_lines(path: Path, number: int, value: Any) -> None:
-    if not isinstance(value, dict) or not ("text" in value or "context" in value):
-        given = f"an object with {sorted(value)[:8]}" if isinstance(value, dict) else f"a {type(value).__name__}"
-        raise DataError(f"{path}, line {number}: unknown format, found {given}; expected {FORMATS}")
-
-
-def _line_record(path: Path, number: int, value: Any, source: str) -> Record:
-    where = f"{path}, line {number}"
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: not a JSON object; expected one object a line: {FORMATS}")
-    if "context" not in value:
-        own_source = value.get("source")
-        text = _text(value.get("text"), where, '"text"')
-        return Record(context=text, source=own_source if isinstance(own_source, str) and own_source else source)
-    context = _text(value["context"], where, '"context"')
-    return Record(context=context, questions=_questions(value.get("qa"), where, '"qa"'), source=source)
-
-
-def _squad_records(path: Path, content: Any, source: str) -> Iterator[Record]:
-    if isinstance(content, str):
-        try:
-            content = json.loads(content)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path}, line {error.lineno}: not valid JSON ({error.msg}, column {error.colno}); expected {FORMATS}"
-            ) from error
-    if not isinstance(content, dict) or not isinstance(content.get("data"), list):
-        raise DataError(f'{path}: unknown format, no list under "data"; expected {FORMATS}')
-    for article_number, article in enumerate(content["data"], 1):
-        where = f"{path}, article {article_number}"
-        paragraphs = article.get("paragraphs") if isinstance(article, dict) else None
-        if not isinstance(paragraphs, list):
-            raise DataError(f'{where}: no list under "paragraphs"; expected {FORMATS}')
-        for paragraph_number, paragraph in enumerate(paragraphs, 1):
-            place = f"{where}, paragraph {paragraph_number}"
-            if not isinstance(paragraph, dict):
-                raise DataError(f'{place}: not an object; expected {{"context", "qas"}}')
-            context = _text(paragraph.get("context"), place, '"context"')
-            yield Record(context=context, questions=_questions(paragraph.get("qas"), place, '"qas"'), source=source)
-
-
-def _questions(items: Any, where: str, field: str) -> tuple[Question, ...]:
-    if not isinstance(items, list):
-        raise DataError(f'{where}: {field} is {_kind(items)}; expected a list of {{"question", "answers"}}')
-    questions = []
-    for item in items:
-        if not isinstance(item, dict):
-            raise DataError(f'{where}: {field} holds {_kind(item)}; expected objects with "question" and "answers"')
-        question = _text(item.get("question"), where, '"question"')
-        given = item.get("answers")
-        if not isinstance(given, list):
-            raise DataError(f'{where}: "answers" is {_kind(given)}; expected a list of texts or of {{"text"}}')
-        answers = [_answer(answer, where) for answer in given]
-        if answers:
-            questions.append(Question(question, tuple(dict.fromkeys(answer.strip() for answer in answers))))
-    return tuple(questions)
-
-
-def _answer(answer: Any, where: str) -> str:
-    if isinstance(answer, dict):
-        answer = answer.get("text")
-    if isinstance(answer, list):  # the spans of one answer
-        answer = ", ".join(_text(span, where, "an answer's span").strip() for span in answer)
-    return _text(answer, where, "answer")
-
-
-def _text(value: Any, where: str, field: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: {field} is {_kind(value)}; expected a text that is not empty")
-    return value
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "missing"
-    return "empty" if value == "" else f"a {type(value).__name__}"
