@@ -14,6 +14,7 @@ from generative_adapter.data.converters import (
     converter_named,
     has_converter,
 )
+from generative_adapter.data.instruction_sets import METAICL_TRAIN_TASKS
 from generative_adapter.data.rows import Question, Record
 from generative_adapter.errors import ConfigError, DataError
 
@@ -88,7 +89,9 @@ def test_a_row_gives_the_record_written_by_hand(name: str, row: dict, expected: 
 
 
 def test_every_converter_but_that_of_tasks_is_tested_on_a_row() -> None:
-    assert {name for name, _, _ in ONE_ROW} | {"metaicl", "coqa_joined", "drop_joined"} == set(CONVERTERS)
+    assert {name for name, _, _ in ONE_ROW} | {"metaicl", "metaicl_train", "coqa_joined", "drop_joined"} == set(
+        CONVERTERS
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,6 +189,18 @@ def test_sixteen_rows_of_a_task_are_shown_and_four_asked() -> None:
     assert records[1][1] == Record(context, (Question("Input: in b2\nOutput:", ("out 2",)),), "b")
 
 
+def test_metaicl_s_test_tasks_are_not_trained_on() -> None:
+    rows = _task("glue-rte", 3) + _task("superglue-record", 3) + _task("quartz-with_knowledge", 3) + _task("piqa", 3)
+    assert [(number, record.source) for number, record in _records("metaicl_train", rows)] == [
+        (6, "superglue-record"),
+        (12, "piqa"),
+    ]
+    assert [record.source for _, record in _records("metaicl", rows)][::2] == ["glue-rte", "quartz-with_knowledge"]
+    assert len(METAICL_TRAIN_TASKS) == 61
+    with pytest.raises(DataError, match='row 1: "task" is missing'):
+        _records("metaicl_train", [{"input": "i", "output": "o"}])
+
+
 def test_contexts_are_joined_by_four_and_the_rest_together() -> None:
     stories = [{**COQA, "story": f"Story {i}. ", "questions": [f"q{i}"], "answers": {"input_text": [f"a{i}"]}}
                for i in range(5)]  # fmt: skip
@@ -224,7 +239,7 @@ def test_converters_are_found_by_name_and_hub_id() -> None:
         "stanfordnlp/coqa": "coqa", "ucinlp/drop": "drop", "deepmind/narrativeqa": "narrativeqa",
         "qiaojin/PubMedQA": "pubmedqa", "textmachinelab/quail": "quail", "microsoft/ms_marco": "ms_marco",
         "kmfoda/booksum": "booksum", "sggetao/PwC": "pwc", "cerebras/SlimPajama-627B": "text",
-        "rajpurkar/squad": "squad", "allenai/metaicl-data": "metaicl", "sggetao/pwc": "pwc",
+        "rajpurkar/squad": "squad", "allenai/metaicl-data": "metaicl_train", "sggetao/pwc": "pwc",
     }  # fmt: skip
     assert {dataset: converter_for(dataset).name for dataset in expected} == expected
     assert all(converter_named(name).name == name for name in CONVERTERS)

@@ -143,7 +143,8 @@ _ALL = (
     Converter("quail", sets.read_quail, ("textmachinelab/quail",), grouping="context"),
     Converter("ms_marco", sets.read_ms_marco, ("microsoft/ms_marco",)),
     Converter("ms_marco_joined", sets.read_ms_marco_selected, joined=16),
-    Converter("metaicl", sets.read_metaicl, ("allenai/metaicl-data",), grouping="task"),
+    Converter("metaicl", sets.read_metaicl, grouping="task"),
+    Converter("metaicl_train", sets.read_metaicl_train, ("allenai/metaicl-data",), grouping="task"),
     Converter("booksum", sets.read_booksum, ("kmfoda/booksum",)),
     Converter("pwc", sets.read_pwc, ("sggetao/PwC",), grouping="context"),
 )  # fmt: skip

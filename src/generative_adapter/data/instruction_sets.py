@@ -27,6 +27,18 @@ from generative_adapter.errors import DataError
 
 BOOKSUM_INSTRUCTION = "Write a summary of the text above."
 NO_ANSWER = "No Answer Present."
+# Table 4 of the paper; MetaICL's own names have some hyphens for underscores.
+METAICL_TRAIN_TASKS = frozenset((
+    "piqa", "hate_speech_offensive", "google_wellformed_query", "social_i_qa", "circa", "quoref", "glue_sst2",
+    "scitail", "emo", "cosmos_qa", "freebase_qa", "ag_news", "art", "paws", "kilt_ay2", "glue_qnli", "quail",
+    "ade_corpus_v2_classification", "sciq", "hatexplain", "emotion", "glue_qqp", "kilt_fever", "kilt_nq",
+    "dbpedia_14", "kilt_zsre", "hellaswag", "squad_with_context", "hotpot_qa", "glue_mnli", "ropes",
+    "squad_no_context", "kilt_hotpotqa", "discovery", "superglue_record", "race_middle", "race_high", "lama_trex",
+    "swag", "gigaword", "amazon_polarity", "biomrc", "tab_fact", "tweet_eval_emoji", "tweet_eval_offensive",
+    "tweet_eval_sentiment", "tweet_qa", "imdb", "lama_conceptnet", "liar", "anli", "wiki_qa", "kilt_trex",
+    "wikisql", "wino_grande", "wiqa", "search_qa", "xsum", "yahoo_answers_topics", "yelp_polarity",
+    "yelp_review_full",
+))  # fmt: skip
 
 
 def read_text(row: Row, where: str) -> Record | None:
@@ -172,6 +184,15 @@ def read_metaicl(row: Row, where: str) -> Record:
     output = text_at(row, "output", where).strip()
     question = f"Input: {given}\nOutput:"
     return Record(f"{question} {output}", (Question(question, (output,)),), source=task)
+
+
+def read_metaicl_train(row: Row, where: str) -> Record | None:
+    """MetaICL as `read_metaicl`, without rows of other tasks than `METAICL_TRAIN_TASKS`.
+
+    The set on the hub has its test tasks beside them, which training must not see.
+    """
+    task = text_at(row, "task", where).replace("-", "_")
+    return read_metaicl(row, where) if task in METAICL_TRAIN_TASKS else None
 
 
 def read_booksum(row: Row, where: str) -> Record | None:
