@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from generative_adapter import checkpoint as checkpoint_module
-from generative_adapter.base_model.fingerprint import base_model_fingerprint
+from generative_adapter.base_model.fingerprint import base_model_fingerprint, tensors_fingerprint
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.checkpoint import (
     GENERATOR_FORMAT,
@@ -198,7 +198,32 @@ def test_every_weight_and_setting_is_in_the_fingerprint(written: GeneratorCheckp
     for change in ({"scale": 0.25}, {"chunk_tokens": 78}, {"value_shift": 0}, {"rank": 6}, {"key_windows": (4, -7)}):
         seen.add(generator_fingerprint(written.generator, replace(CONFIG, **change)))
     assert len(seen) == 34
+    seen.add(generator_fingerprint(written.generator, replace(CONFIG, subspace_iterations=2)))
+    assert len(seen) == 35
     assert generator_fingerprint(written.generator, CONFIG) in seen
+
+
+def test_a_file_from_before_subspace_iterations_keeps_its_fingerprint(
+    written: GeneratorCheckpoint, path: Path, base: BaseModel
+) -> None:
+    """So that the memories which that generator wrote can still be read."""
+    settings = settings_of(path)
+    del settings["generator"]["subspace_iterations"]
+    rewrite(path, settings)
+    read = load_generator(path, base)
+    assert read.config == CONFIG and read.config.subspace_iterations == 0
+    old = tensors_fingerprint(named_weights(read.generator), json.dumps(settings["generator"], sort_keys=True))
+    assert read.fingerprint == written.fingerprint == old
+
+
+def test_subspace_iterations_come_back(written: GeneratorCheckpoint, base: BaseModel, tmp_path: Path) -> None:
+    config = replace(CONFIG, subspace_iterations=3)
+    path = tmp_path / "iterated.safetensors"
+    generator = build_generator(config, base)
+    save_generator(path, GeneratorCheckpoint(generator, config, PROMPT, base.name, base.fingerprint))
+    read = load_generator(path, base)
+    assert read.config == config
+    assert read.generator["model.layers.0.mlp.down_proj"].subspace_iterations == 3
 
 
 # ------------------------------------------------------------------------------------------------------------ refused

@@ -39,6 +39,8 @@ class Nested:
         ({"window_gates": True}, "generator.window_gates needs generator.key_windows"),
         ({"key_windows": (4, 4)}, "generator.key_windows must be different"),
         ({"chunk_tokens": 0}, "generator.chunk_tokens must be positive"),
+        ({"normalization": "svd", "subspace_iterations": -1}, "subspace_iterations must not be negative, got -1"),
+        ({"subspace_iterations": 2}, "subspace_iterations belongs to normalization: svd; remove it for newton_schulz"),
     ],
 )
 def test_a_generator_config_refuses_what_can_not_work(settings: dict, message: str) -> None:
@@ -68,7 +70,7 @@ def test_a_prompt_must_have_room_for_its_parts(settings: dict, message: str) -> 
     "config",
     [
         GeneratorConfig(),
-        GeneratorConfig(("a", "b.c"), (0, 5, -1), 64, 16, 0.125, "svd", False, 2, 0, (4, -8), True, True, 77),
+        GeneratorConfig(("a", "b.c"), (0, 5, -1), 64, 16, 0.125, "svd", False, 2, 0, (4, -8), True, True, 77, 3),
         PromptConfig(),
         PromptConfig("<|user|>{question}\n", "{context} – {question}", "\n"),
         Nested(0.5, GeneratorConfig(layers=(3,)), (TargetShape("t", 1, 17, 19),), "name", True),

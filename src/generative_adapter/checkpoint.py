@@ -69,7 +69,10 @@ def shipped_generator() -> Path:
 
 def generator_fingerprint(generator: AdapterGenerator, config: GeneratorConfig) -> str:
     """Hash of a generator's weights and settings; two generators that write different memories differ in it."""
-    return tensors_fingerprint(named_weights(generator), json.dumps(to_mapping(config), sort_keys=True))
+    settings = to_mapping(config)
+    if not config.subspace_iterations:  # memories from before there was this setting stay readable
+        del settings["subspace_iterations"]
+    return tensors_fingerprint(named_weights(generator), json.dumps(settings, sort_keys=True))
 
 
 def build_generator(config: GeneratorConfig, base: BaseModel) -> AdapterGenerator:

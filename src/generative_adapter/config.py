@@ -66,6 +66,8 @@ class GeneratorConfig:
         window_gates: learned gates that end these averages, as at the end of a sentence (none in the paper).
         write_gate: learned gate on how strongly a token is written to the memory (none in the paper).
         chunk_tokens: length of a context chunk in tokens.
+        subspace_iterations: how many subspace iterations find the directions of `svd`; 0: an exact SVD, which is far
+            slower on a GPU at the paper's sizes.
     """
 
     targets: tuple[str, ...] = ("attention_output",)
@@ -81,6 +83,7 @@ class GeneratorConfig:
     window_gates: bool = False
     write_gate: bool = False
     chunk_tokens: int = 1024
+    subspace_iterations: int = 0
 
     def __post_init__(self) -> None:
         require(len(self.targets) > 0, "generator.targets is empty; name at least one, such as attention_output")
@@ -113,6 +116,14 @@ class GeneratorConfig:
             not self.window_gates or len(self.key_windows) > 0, "generator.window_gates needs generator.key_windows"
         )
         require(self.chunk_tokens > 0, f"generator.chunk_tokens must be positive, got {self.chunk_tokens}")
+        require(
+            self.subspace_iterations >= 0,
+            f"generator.subspace_iterations must not be negative, got {self.subspace_iterations}",
+        )
+        require(
+            self.subspace_iterations == 0 or self.normalization == "svd",
+            f"generator.subspace_iterations belongs to normalization: svd; remove it for {self.normalization}",
+        )
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class AdapterGenerator(nn.Module):
         key_windows: averages over neighbouring tokens that a key holds; see `window_weights`.
         window_gates: whether tokens can end these averages, such as the end of a sentence.
         write_gate: whether tokens can be written weakly or not at all.
+        subspace_iterations: how many subspace iterations find the directions of `svd`; 0: an exact SVD.
 
     Raises:
         ConfigError: when there is no target, or the settings don't fit one another.
@@ -55,6 +56,7 @@ class AdapterGenerator(nn.Module):
         key_windows: Sequence[int] = (),
         window_gates: bool = False,
         write_gate: bool = False,
+        subspace_iterations: int = 0,
     ) -> None:
         super().__init__()
         if not targets:
@@ -76,6 +78,7 @@ class AdapterGenerator(nn.Module):
             key_windows=tuple(key_windows),
             window_gates=window_gates,
             write_gate=write_gate,
+            subspace_iterations=subspace_iterations,
         )
         self.targets = tuple(targets)
         self.hidden_size = hidden_size
@@ -96,6 +99,7 @@ class AdapterGenerator(nn.Module):
                 key_windows=key_windows,
                 window_gates=window_gates,
                 write_gate=write_gate,
+                subspace_iterations=subspace_iterations,
             )
             for target in self.targets
         )
@@ -116,6 +120,7 @@ class AdapterGenerator(nn.Module):
             key_windows=config.key_windows,
             window_gates=config.window_gates,
             write_gate=config.write_gate,
+            subspace_iterations=config.subspace_iterations,
         )
 
     def __getitem__(self, name: str) -> TargetGenerator:

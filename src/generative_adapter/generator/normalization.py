@@ -1,8 +1,8 @@
 """Normalisation of a memory: `svd`, `frobenius`, `newton_schulz` (eqs. 6-9) and `ridge`, with stable gradients.
 
 The first three take a batch of square states `[..., d_r, d_r]`; all work in float32. Nothing here is random, so the
-same state gives the same result bit for bit. Leaves out: `torch.svd_lowrank`, whose random start changes the adapter
-from call to call.
+same state gives the same result bit for bit. Leaves out: how `svd` is found without an SVD (`subspace`), and
+`torch.svd_lowrank`, whose random start changes the adapter from call to call.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from generative_adapter.generator.subspace import TINY, first_directions, is_narrow, kept_directions, subspace_polar
 
 # Polar Express (arXiv:2505.16932): each row (a, b, c) is one odd quintic a X + b X X^T X + c (X X^T)^2 X. The first six
 # take every singular value in [1e-3, 1] to within 0.12 % of one; repeating the last one would make that 0.015 %.
@@ -22,10 +24,11 @@ _POLAR_EXPRESS = (
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
     (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
 )
-_TINY = 1e-30
 
 
-def normalize(state: Tensor, method: str, rank: int, backward_dtype: torch.dtype = torch.float32) -> Tensor:
+def normalize(
+    state: Tensor, method: str, rank: int, backward_dtype: torch.dtype = torch.float32, subspace_iterations: int = 0
+) -> Tensor:
     """The normalised memory norm(S), eqs. (6)-(8), arXiv:2411.05877; differentiable.
 
     Args:
@@ -33,11 +36,14 @@ def normalize(state: Tensor, method: str, rank: int, backward_dtype: torch.dtype
         method: `svd`, `frobenius` or `newton_schulz`.
         rank: r, the number of singular directions `svd` keeps; the others keep all.
         backward_dtype: number format of the backward of `newton_schulz`; see there.
+        subspace_iterations: of `svd`; 0: the exact SVD, which is also taken where r + 32 reaches d_r.
 
     Returns:
         norm(S), `[..., d_r, d_r]`, float32. An all-zero state gives zeros.
     """
     state = state.float()
+    if method == "svd" and subspace_iterations and is_narrow(rank, state.shape[-1]):
+        return subspace_polar(state, rank, subspace_iterations)
     if method == "svd":
         return _TruncatedPolar.apply(state, rank)  # type: ignore[no-any-return]
     if method == "frobenius":
@@ -47,17 +53,20 @@ def normalize(state: Tensor, method: str, rank: int, backward_dtype: torch.dtype
     raise ValueError(f"unknown normalisation {method!r}")
 
 
-def factorize(state: Tensor, method: str, rank: int) -> tuple[Tensor, Tensor | None]:
-    """Factors whose product is `normalize(state, method, rank)`, eq. (9), arXiv:2411.05877.
+def factorize(state: Tensor, method: str, rank: int, subspace_iterations: int = 0) -> tuple[Tensor, Tensor | None]:
+    """Factors whose product is `normalize` of the same arguments, eq. (9), arXiv:2411.05877.
 
     Returns:
         For `svd`: U `[..., d_r, r]` and V^T `[..., r, d_r]`, with zeros in the directions of zero singular values. For
         the others: norm(S) itself and None, which stands for the identity.
     """
     state = state.float()
+    if method == "svd" and subspace_iterations and is_narrow(rank, state.shape[-1]):
+        left, _, right = first_directions(state, rank, subspace_iterations)
+        return left[..., :rank], right[..., :rank].mT
     if method == "svd":
         left, values, right = torch.linalg.svd(state, full_matrices=False)
-        kept = _kept(values, rank)[..., :rank]
+        kept = kept_directions(values, rank, state.shape[-1])[..., :rank]
         return left[..., :rank] * kept.unsqueeze(-2), right[..., :rank, :] * kept.unsqueeze(-1)
     return normalize(state, method, rank), None
 
@@ -65,7 +74,7 @@ def factorize(state: Tensor, method: str, rank: int) -> tuple[Tensor, Tensor | N
 def frobenius(state: Tensor) -> Tensor:
     """M / ||M||_F (section 5.1 of the paper), for states `[..., d_r, d_r]`."""
     squares = state.square().sum(dim=(-2, -1), keepdim=True)
-    return state * torch.rsqrt(squares.clamp_min(_TINY))
+    return state * torch.rsqrt(squares.clamp_min(TINY))
 
 
 def ridge_inverse(state: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,15 +116,6 @@ def newton_schulz(state: Tensor, backward_dtype: torch.dtype = torch.float32) ->
     """
     polar: Tensor = _PolarExpress.apply(frobenius(state).reshape(-1, *state.shape[-2:]), backward_dtype)  # type: ignore[assignment]
     return polar.reshape(state.shape)
-
-
-def _kept(values: Tensor, rank: int) -> Tensor:
-    """1 for the singular values `[..., d_r]` that count: among the first r, and positive beyond rounding; 0 else."""
-    width = values.shape[-1]
-    largest = values[..., :1]
-    tolerance = largest * (width * torch.finfo(values.dtype).eps)
-    first = torch.arange(width, device=values.device) < rank
-    return ((values > tolerance) & (largest > _TINY) & first).to(values.dtype)
 
 
 class _PolarExpress(torch.autograd.Function):
@@ -166,7 +166,7 @@ class _TruncatedPolar(torch.autograd.Function):
     def forward(ctx: Any, state: Tensor, rank: int) -> Tensor:
         finite = torch.isfinite(state).flatten(-2).all(-1)[..., None, None]
         left, values, right = torch.linalg.svd(state.where(finite, 0.0), full_matrices=False)
-        kept = _kept(values, rank)
+        kept = kept_directions(values, rank, state.shape[-1])
         ctx.save_for_backward(left, values, right, kept)
         return ((left * kept.unsqueeze(-2)) @ right).where(finite, torch.nan)
 
@@ -174,7 +174,7 @@ class _TruncatedPolar(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         left, values, right, kept = ctx.saved_tensors
         inner = left.mT @ gradients[0] @ right.mT
-        floor = (values[..., :1] * (values.shape[-1] * torch.finfo(values.dtype).eps)).clamp_min(_TINY).unsqueeze(-1)
+        floor = (values[..., :1] * (values.shape[-1] * torch.finfo(values.dtype).eps)).clamp_min(TINY).unsqueeze(-1)
         total = values.unsqueeze(-1) + values.unsqueeze(-2)
         gap = values.unsqueeze(-1) - values.unsqueeze(-2)
         across = kept.unsqueeze(-1) - kept.unsqueeze(-2)

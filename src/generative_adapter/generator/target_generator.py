@@ -53,9 +53,11 @@ class TargetGenerator(nn.Module):
         key_windows: Sequence[int] = (),
         window_gates: bool = False,
         write_gate: bool = False,
+        subspace_iterations: int = 0,
     ) -> None:
         super().__init__()
         self.rank = rank
+        self.subspace_iterations = subspace_iterations
         self.scale = scale
         self.normalization = normalization
         self.value_shift = value_shift
@@ -163,7 +165,7 @@ class TargetGenerator(nn.Module):
         """norm(S), eqs. (6)-(8), for states of `state_shape`: `[..., d_r, d_r]`."""
         if self.log_ridge is not None:
             return ridge(state, self.log_ridge.exp())
-        return normalize(state, self.normalization, self.rank, self.backward_dtype)
+        return normalize(state, self.normalization, self.rank, self.backward_dtype, self.subspace_iterations)
 
     def read(self, inputs: Tensor, normalized: Tensor) -> Tensor:
         """The update's output scale * A1 norm(S) B2 x, eq. (6), arXiv:2411.05877.
@@ -184,7 +186,7 @@ class TargetGenerator(nn.Module):
         if self.log_ridge is not None:
             left, right = self.normalize(state), None
         else:
-            left, right = factorize(state, self.normalization, self.rank)
+            left, right = factorize(state, self.normalization, self.rank, self.subspace_iterations)
         down = self.query_proj if right is None else right @ self.query_proj
         return LowRankFactors(down=down, up=self.scale * (self.output_proj @ left))
 
