@@ -16,7 +16,7 @@ from torch import Tensor
 TINY = 1e-30
 OVERSAMPLING = 32
 _NUM_PASSES = 3  # each divides a condition number by about 1 / sqrt(rounding error): float32 is used up after three
-_NUM_SWEEPS = 8
+_NUM_SWEEPS = 4
 _LEAST_GAP = 0.01
 _SEED = 20_241_105
 
