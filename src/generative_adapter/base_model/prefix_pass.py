@@ -39,6 +39,25 @@ class FirstChunks:
     mask: Tensor
 
 
+def run_blocks(model: nn.Module, input_ids: Tensor, segments: Tensor) -> None:
+    """Runs a model for what its hooks see, without words: the head gets no position.
+
+    The whole model is called, not its decoder, since a sharded one gathers its weights from the outside in.
+
+    Args:
+        model: a causal language model.
+        input_ids: `[rows, tokens]`.
+        segments: 1, 2, ... for the segment that a token belongs to, 0 for padding, `[rows, tokens]`.
+    """
+    with head_at(model, torch.zeros_like(segments, dtype=torch.bool)):
+        model(
+            input_ids=input_ids,
+            attention_mask=attention_mask(model, segments),
+            position_ids=segment_positions(segments),
+            use_cache=False,
+        )
+
+
 @torch.no_grad()
 def read_first_chunks(
     model: nn.Module, layers: Sequence[int], input_ids: Tensor, segments: Tensor, num_start_tokens: int = 0
@@ -55,12 +74,7 @@ def read_first_chunks(
     """
     captured: dict[int, Tensor] = {}
     with on_block_inputs(model, layers, captured.__setitem__):
-        getattr(model, "base_model", model)(
-            input_ids=input_ids,
-            attention_mask=attention_mask(model, segments),
-            position_ids=segment_positions(segments),
-            use_cache=False,
-        )
+        run_blocks(model, input_ids, segments)
     positions = segment_positions(segments)
     starts = ((positions == 0) & (segments > 0)).nonzero()
     lengths = torch.stack([(segments[row] == segments[row, at]).sum() for row, at in starts.tolist()])

@@ -1,8 +1,8 @@
 """The processes of one run, through Accelerate: each takes part of every step's contexts, DDP averages the gradients.
 
-All processes hold the same weights and draw the same contexts, so nothing but gradients and sums is exchanged. Process
-0 alone writes and reports. `torchrun`, or on GPUs `accelerate launch`, starts them. Leaves out: sharding the base
-model.
+All processes hold the same generator and draw the same contexts, so nothing but gradients and sums is exchanged, and,
+where the frozen base model is sharded (FSDP2), its weights, block by block. Process 0 alone writes and reports.
+`torchrun`, or on GPUs `accelerate launch`, starts them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from generative_adapter.base_model.targets import find_blocks
 from generative_adapter.errors import ConfigError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -27,18 +29,20 @@ class Processes:
 
     Args:
         device: `auto` (this process's own GPU where there is one), or a torch device.
+        shard_base: spread the frozen base model over the processes. Also on where Accelerate is set up for FSDP2.
 
     Attributes:
         accelerator: Accelerate's view of the run.
         rank: number of this process, from 0.
         size: how many there are.
+        shards: whether the base model is spread over them.
 
     Raises:
         MissingDependencyError: when Accelerate is not installed.
-        ConfigError: when Accelerate was set up to shard or to split the model (FSDP, DeepSpeed, ...).
+        ConfigError: when Accelerate was set up to split the model in another way (FSDP1, DeepSpeed, ...).
     """
 
-    def __init__(self, device: str = "auto") -> None:
+    def __init__(self, device: str = "auto", shard_base: bool = False) -> None:
         try:
             from accelerate import Accelerator
             from accelerate.utils import DistributedType
@@ -52,11 +56,14 @@ class Processes:
         self.rank = self.accelerator.process_index
         self.size = self.accelerator.num_processes
         kind = self.accelerator.distributed_type
-        if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        sharded = kind == DistributedType.FSDP and self.accelerator.is_fsdp2
+        if not sharded and kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
             raise ConfigError(
-                f"Accelerate is set up for {kind.value}; generators train with plain data parallelism: run `accelerate "
-                "config` again, or start with `torchrun`"
+                f"Accelerate is set up for {kind.value}; generators train with data parallelism, and `shard_base: "
+                "true` in the recipe, or Accelerate's FSDP version 2, spreads the base model: run `accelerate config` "
+                "again, or start with `torchrun`"
             )
+        self.shards = self.size > 1 and (shard_base or sharded)
 
     @property
     def device(self) -> torch.device:
@@ -68,17 +75,39 @@ class Processes:
         """Whether this process writes checkpoints and reports."""
         return self.accelerator.is_main_process
 
+    def shard(self, model: nn.Module) -> None:
+        """Spreads a frozen model over the processes, in place, a block at a time (PyTorch's FSDP2).
+
+        Every process then has to run the model equally often: see `most`.
+        """
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self.device.type, (self.size,))
+        for block in find_blocks(model)[1]:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+
     def parallel(self, module: nn.Module) -> nn.Module:
         """The module, in DDP where there are several processes: its gradients are averages over all of them."""
-        return cast("nn.Module", self.accelerator.prepare_model(module)) if self.size > 1 else module
+        if self.size == 1:
+            return module
+        return DistributedDataParallel(module, device_ids=None if self.device.type == "cpu" else [self.device])
 
     def only_last_exchanges(self, module: nn.Module, last: bool) -> AbstractContextManager[Any]:
         """Around forward and backward of one of a step's passes: gradients go to the others with the last one only."""
-        return nullcontext() if last or self.size == 1 else self.accelerator.no_sync(module)
+        return module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext()
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradients of this process's part of a step's loss; over all processes they become sums."""
-        self.accelerator.backward(loss * self.size)  # DDP averages, a step's loss is a sum
+        (loss * self.size).backward()  # DDP averages, a step's loss is a sum
+
+    def most(self, *counts: int) -> list[int]:
+        """The largest of each count over all processes, where the base model is sharded; else one's own."""
+        if not self.shards:
+            return list(counts)
+        mine = torch.tensor([counts], device=self.device)
+        return cast("Tensor", self.accelerator.gather(mine)).view(self.size, -1).amax(0).tolist()
 
     def share(self, items: Sequence[T], sizes: Sequence[int]) -> list[T]:
         """This process's part of the items: dealt out from the largest down, so that the parts cost about the same.

@@ -146,6 +146,7 @@ class TrainingRecipe:
             passes as it needs, with the same gradient.
         gradient_checkpointing: blocks with gradients keep only their input and are computed again in the backward pass:
             a third more work there for a fraction of the memory.
+        shard_base: the frozen base model is spread over all processes (FSDP2) instead of held by each.
         row_tokens: questions are packed into rows of at most this many tokens.
         learning_rate: peak learning rate; Muon's is scaled to AdamW's units (RMS of an early update).
         memory_rate: factor on the learning rate of all but the output projections; below 1 keeps what an
@@ -191,6 +192,7 @@ class TrainingRecipe:
     contexts_per_step: int = 8
     micro_batch_tokens: int = 16384
     gradient_checkpointing: bool = False
+    shard_base: bool = False
     row_tokens: int = 128
     learning_rate: float = 2e-3
     memory_rate: float = 1.0

@@ -22,7 +22,8 @@ from transformers import PreTrainedTokenizerBase
 from generative_adapter.base_model.dequantise import cache_folder
 from generative_adapter.base_model.prompts import answer_ids, question_ids
 from generative_adapter.config import PromptConfig, to_mapping
-from generative_adapter.data.records import Record, read_records
+from generative_adapter.data.hub import read_hub
+from generative_adapter.data.records import Record, numbered_records
 from generative_adapter.errors import DataError
 from generative_adapter.training.recipe import SourceConfig, TrainingRecipe
 from generative_adapter.training.token_store import EncodedRecord, TokenStore, fill_store, is_complete
@@ -50,8 +51,6 @@ def records_of(source: SourceConfig, skip: int = 0) -> Iterator[tuple[int, Recor
         DataError: a file or row can't be read; names it.
     """
     if source.dataset is not None:
-        from generative_adapter.data.hub import read_hub
-
         yield from read_hub(
             source.dataset,
             subset=source.subset,
@@ -61,8 +60,12 @@ def records_of(source: SourceConfig, skip: int = 0) -> Iterator[tuple[int, Recor
             skip=skip,
         )
         return
-    files = (record for path in source.paths for record in read_records(Path(path)))
-    yield from itertools.islice(enumerate(files, start=1), skip, None)
+    passed = 0  # records of the files before, each counted as a row
+    for path in source.paths:
+        for _, record in numbered_records(Path(path), source.converter):
+            passed += 1
+            if passed > skip:
+                yield passed, record
 
 
 def digest_of(text: str) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from generative_adapter.base_model.inject import find_linear
 from generative_adapter.base_model.loading import BaseModel
-from generative_adapter.base_model.prefix_pass import attention_mask, read_first_chunks, segment_positions
+from generative_adapter.base_model.prefix_pass import read_first_chunks, run_blocks
 from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.generator.target_generator import unit_rms
 from generative_adapter.training.batches import Batch
@@ -91,12 +91,7 @@ def _add_inputs(base: BaseModel, generator: AdapterGenerator, batch: Batch, inpu
         for target in generator.targets:
             handle = find_linear(base.model, target.name).register_forward_pre_hook(keeper(target.name))
             stack.callback(handle.remove)
-        getattr(base.model, "base_model", base.model)(
-            input_ids=rows.input_ids.to(base.device),
-            attention_mask=attention_mask(base.model, segments),
-            position_ids=segment_positions(segments),
-            use_cache=False,
-        )
+        run_blocks(base.model, rows.input_ids.to(base.device), segments)
     return int(supervised.sum())
 
 
