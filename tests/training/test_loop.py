@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from generative_adapter.base_model import prefix_pass
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.errors import TrainingError
 from generative_adapter.generator.generator import AdapterGenerator
@@ -62,6 +63,22 @@ def output(tmp_path: Path) -> Path:
 
 def one_source(records_file: Path, **settings: Any) -> list[dict[str, Any]]:
     return [{"kind": "questions", "paths": [str(records_file)], "held_out_share": 0.0, **settings}]
+
+
+def test_gradient_checkpointing_trains_the_same_generator(
+    trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened = []
+    original = prefix_pass.recompute_blocks
+    monkeypatch.setattr(prefix_pass, "recompute_blocks", lambda *args: opened.append(args) or original(*args))
+    found = []
+    for on in (False, True):
+        trained = trainer(gradient_checkpointing=on, num_steps=4, evaluation_steps=0, output=str(tmp_path / str(on)))
+        trained.run()
+        assert bool(opened) == on
+        found.append(weights(trained.generator))
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-3, atol=1e-5)
 
 
 def test_loss_falls_on_five_records(trainer: Callable[..., Trainer], records_file: Path, output: Path) -> None:
@@ -163,10 +180,8 @@ def break_steps(monkeypatch: pytest.MonkeyPatch, steps: Callable[[int], bool], h
     """Makes the loss or the gradient of some steps (one pass each) NaN; gives the list of passes."""
     calls: list[int] = []
 
-    def broken(
-        base: BaseModel, generator: AdapterGenerator, batch: Batch, attention: str, lookup: bool = False
-    ) -> TokenLosses:
-        result = token_losses(base, generator, batch, attention, lookup)
+    def broken(base: BaseModel, generator: AdapterGenerator, batch: Batch, *settings: Any) -> TokenLosses:
+        result = token_losses(base, generator, batch, *settings)
         if not torch.is_grad_enabled():
             return result
         calls.append(len(calls))

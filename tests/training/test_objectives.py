@@ -16,7 +16,7 @@ from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.generator.low_rank import LowRankAdapter
 from generative_adapter.training.batches import OBJECTIVES, ContextItem, Segment, assemble, split
-from generative_adapter.training.objectives import count_labels, token_losses, weighted_loss
+from generative_adapter.training.objectives import GeneratorPass, count_labels, token_losses, weighted_loss
 
 WEIGHTS = {"answer": 1.0, "reconstruction": 0.3, "completion": 0.7}
 
@@ -197,6 +197,30 @@ def test_nothing_is_looked_up_where_it_is_not_known(
 ) -> None:
     batch = assemble(random_items(1, ()), pad_id=0, start_ids=(), row_tokens=24)
     assert token_losses(base, random_generator(normalization="ridge"), batch, lookup=True).lookup_losses is None
+
+
+@pytest.mark.parametrize("attention", ["eager", None])
+@pytest.mark.parametrize("lookup", [False, True])
+def test_checkpointing_changes_neither_losses_nor_gradients(
+    base: BaseModel, random_generator: Callable[..., AdapterGenerator], lookup: bool, attention: str | None
+) -> None:
+    generator = random_generator(normalization="ridge", value_shift=1)
+    items = random_items(3, ())
+    if lookup:
+        items = [ContextItem(((11, 12, 13),), (Segment((21, 22, 12, 13), 2, 1, "answer", (1, 2)),))]
+    batch = assemble(items, pad_id=0, start_ids=(), row_tokens=24)
+    found = []
+    for checkpointing in (False, True):
+        result = GeneratorPass(base, generator, attention, lookup, checkpointing=checkpointing)(batch)
+        loss = result.losses.mean() + (0.0 if result.lookup_losses is None else result.lookup_losses.sum())
+        assert lookup == (result.lookup_losses is not None)
+        generator.zero_grad()
+        loss.backward()
+        found.append((result.losses.detach(), {name: p.grad for name, p in generator.named_parameters()}))
+    torch.testing.assert_close(found[1][0], found[0][0])
+    for name, gradient in found[0][1].items():
+        assert gradient is not None and gradient.norm() > 0, name
+        assert (found[1][1][name] - gradient).norm() < 1e-5 * gradient.norm(), name
 
 
 def test_weighted_loss_by_hand() -> None:

@@ -12,7 +12,7 @@ A context's first chunk reads nothing: it sees the plain base model, and runs wi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from generative_adapter.base_model.capture import on_block_inputs
+from generative_adapter.base_model.checkpointing import recompute_blocks
 from generative_adapter.base_model.inject import add_to_outputs
 from generative_adapter.errors import BaseModelError
 from generative_adapter.generator.generator import AdapterGenerator
@@ -127,6 +128,7 @@ def prefix_logits(
     rows: PassRows,
     membership: Tensor,
     lookups: Lookups | None = None,
+    checkpointing: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Next-token logits at the supervised positions, in row-major order: `[num_supervised, vocabulary]`.
 
@@ -141,6 +143,8 @@ def prefix_logits(
         membership: 1 where a written chunk is part of a prefix, `[prefixes, written chunks]`; S = membership @
             increments is the sum of eq. (3) for all prefixes at once.
         lookups: reads whose weights are wanted; takes `ridge` and contexts of one chunk.
+        checkpointing: blocks keep only their inputs for the backward pass, which runs them once more, with the same
+            normalised states and the attention kernel that is in force now. Nothing is written or normalised again.
     """
     by_layer: dict[int, list[str]] = {}
     for target in generator.targets:
@@ -192,7 +196,16 @@ def prefix_logits(
         return update
 
     updates = {target.name: make_update(target.name) for target in generator.targets}
+    kernel = getattr(model.config, "_attn_implementation", None)
+
+    @contextmanager
+    def again(layer: int) -> Iterator[None]:
+        own = {name: updates[name] for name in by_layer.get(layer, [])}
+        with attention_kernel(model, kernel), add_to_outputs(model, own):
+            yield
+
     with (
+        recompute_blocks(model, again) if checkpointing else nullcontext(),
         on_block_inputs(model, generator.layers, take_in),
         add_to_outputs(model, updates),
         head_at(model, rows.supervised),

@@ -83,9 +83,15 @@ class Trainer:
         self.sampler = sampler
         self.progress = Progress()
         self.processes = processes or Processes(recipe.device)
-        with_lookup = recipe.lookup_weight > 0
         self._pass = self.processes.parallel(
-            GeneratorPass(base, generator, recipe.attention, with_lookup, recipe.distillation_top_k)
+            GeneratorPass(
+                base,
+                generator,
+                recipe.attention,
+                recipe.lookup_weight > 0,
+                recipe.distillation_top_k,
+                recipe.gradient_checkpointing,
+            )
         )
         self._describe = describe
         self._callback = progress_callback

@@ -50,6 +50,7 @@ def token_losses(
     attention: str | None = None,
     lookup: bool = False,
     distillation_top_k: int = 16,
+    checkpointing: bool = False,
 ) -> TokenLosses:
     """-log P(x_i | x_<i, Theta_base + Delta) of every supervised token, eq. (5), arXiv:2411.05877.
 
@@ -61,6 +62,7 @@ def token_losses(
         lookup: also the losses of looking answers up: cross-entropy of the softmax over the context's tokens of
             `LOOKUP_SHARPNESS` times the weights of a read, at the token whose value is the answer's next token.
         distillation_top_k: of a batch with a teacher, how many of its likeliest tokens count.
+        checkpointing: blocks keep only their inputs and are computed again in the backward pass.
     """
     rows, device = batch.rows, base.device
     first = [
@@ -79,7 +81,8 @@ def token_losses(
     known = (batch.found_at >= shift).nonzero().squeeze(1).to(device) if lookup else None
     lookups = None if known is None or not len(known) else Lookups(known, batch.chunk_index.to(device)[known])
     with attention_kernel(base.model, attention):
-        logits, weights = prefix_logits(base.model, generator, first, moved, batch.membership.to(device), lookups)
+        membership = batch.membership.to(device)
+        logits, weights = prefix_logits(base.model, generator, first, moved, membership, lookups, checkpointing)
     logits = logits.float()
     labels = batch.labels.to(device)
     result = TokenLosses(F.cross_entropy(logits, labels, reduction="none"), logits.detach().argmax(-1) == labels)
@@ -106,6 +109,7 @@ class GeneratorPass(nn.Module):
         attention: as in `token_losses`.
         lookup: as in `token_losses`.
         distillation_top_k: as in `token_losses`.
+        checkpointing: as in `token_losses`.
     """
 
     def __init__(
@@ -115,6 +119,7 @@ class GeneratorPass(nn.Module):
         attention: str | None = None,
         lookup: bool = False,
         distillation_top_k: int = 16,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.generator = generator
@@ -122,10 +127,19 @@ class GeneratorPass(nn.Module):
         self._attention = attention
         self._lookup = lookup
         self._distillation_top_k = distillation_top_k
+        self._checkpointing = checkpointing
 
     def forward(self, batch: Batch) -> TokenLosses:
         """The losses of one pass."""
-        return token_losses(self._base, self.generator, batch, self._attention, self._lookup, self._distillation_top_k)
+        return token_losses(
+            self._base,
+            self.generator,
+            batch,
+            self._attention,
+            self._lookup,
+            self._distillation_top_k,
+            self._checkpointing,
+        )
 
 
 def count_labels(batches: Sequence[Batch]) -> dict[str, int]:
