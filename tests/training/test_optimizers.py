@@ -137,7 +137,7 @@ def test_muon_resumes_to_the_same_weights(
             trainer.progress.step = load_checkpoint(newest, trainer.generator, trainer.optimizer)["step"]
             assert trainer.progress.step == 2
         while trainer.progress.step < settings["until"]:
-            trainer._step(trainer.progress.step)
+            trainer.train_step(trainer.progress.step)
             trainer.progress.step += 1
         trainer._checkpoint()
         return trainer.generator

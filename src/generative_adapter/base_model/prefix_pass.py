@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from generative_adapter.base_model.capture import on_block_inputs
 from generative_adapter.base_model.checkpointing import recompute_blocks
 from generative_adapter.base_model.inject import add_to_outputs
 from generative_adapter.errors import BaseModelError
-from generative_adapter.generator.generator import AdapterGenerator
+from generative_adapter.generator.generator import GENERATOR_LABEL, AdapterGenerator
 from generative_adapter.generator.normalization import ridge_inverse
 
 
@@ -160,18 +161,19 @@ def prefix_logits(
 
     first: dict[str, Tensor] = {}
     first_keys: dict[str, list[Tensor]] = {}
-    for target in generator.targets:
-        each = generator[target.name]
-        pairs = [
-            each.keys_and_values(group.hidden[target.layer], group.mask, generator.value_hidden(group.hidden))
-            for group in first_chunks
-        ]
-        first[target.name] = torch.cat([each.pair(keys, values) for keys, values in pairs])
-        first_keys[target.name] = [keys for keys, _ in pairs]
     normalized: dict[str, Tensor] = {}
-    if not len(rows.writers):  # everything is known beforehand: one normalisation for all targets
-        states = torch.einsum("pw,twij->tpij", membership, torch.stack(list(first.values())))
-        normalized = {name: prepare(polar) for name, polar in zip(first, generator.normalize(states), strict=True)}
+    with record_function(GENERATOR_LABEL):
+        for target in generator.targets:
+            each = generator[target.name]
+            pairs = [
+                each.keys_and_values(group.hidden[target.layer], group.mask, generator.value_hidden(group.hidden))
+                for group in first_chunks
+            ]
+            first[target.name] = torch.cat([each.pair(keys, values) for keys, values in pairs])
+            first_keys[target.name] = [keys for keys, _ in pairs]
+        if not len(rows.writers):  # everything is known beforehand: one normalisation for all targets
+            states = torch.einsum("pw,twij->tpij", membership, torch.stack(list(first.values())))
+            normalized = {name: prepare(polar) for name, polar in zip(first, generator.normalize(states), strict=True)}
 
     later_chunks: dict[int, Tensor] = {}
 
@@ -179,10 +181,12 @@ def prefix_logits(
         if not len(rows.writers):
             return
         written = later_chunks[layer] = hidden[rows.writers, rows.num_start_tokens :]
-        for name in by_layer.get(layer, []):
-            increment = generator[name].write(written, writer_mask, generator.value_hidden(later_chunks))
-            increments = torch.cat([first[name], increment])
-            normalized[name] = prepare(generator[name].normalize(torch.einsum("pw,wij->pij", membership, increments)))
+        with record_function(GENERATOR_LABEL):
+            for name in by_layer.get(layer, []):
+                increment = generator[name].write(written, writer_mask, generator.value_hidden(later_chunks))
+                increments = torch.cat([first[name], increment])
+                states = torch.einsum("pw,wij->pij", membership, increments)
+                normalized[name] = prepare(generator[name].normalize(states))
 
     queries: dict[str, Tensor] = {}
 
@@ -191,7 +195,8 @@ def prefix_logits(
             if lookups is not None:
                 wanted = inputs[rows.supervised][lookups.labels]
                 queries[name] = (wanted @ generator[name].query_proj.to(wanted.dtype).mT).float()
-            return generator[name].read(inputs, normalized[name][read_index])
+            with record_function(GENERATOR_LABEL):
+                return generator[name].read(inputs, normalized[name][read_index])
 
         return update
 

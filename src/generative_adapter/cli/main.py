@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from generative_adapter.cli import ask, chat, contextualize, demo, evaluate, forget, info, prepare, train
+from generative_adapter.cli import ask, bench, chat, contextualize, demo, evaluate, forget, info, prepare, train
 from generative_adapter.cli.console import configure_logging, print_error
 from generative_adapter.errors import GenerativeAdapterError
 
@@ -78,3 +78,4 @@ app.command("train")(train.train)
 app.command("prepare")(prepare.prepare)
 app.add_typer(evaluate.app, name="eval")
 app.command("demo")(demo.demo)
+app.add_typer(bench.app, name="bench")

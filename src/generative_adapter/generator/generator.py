@@ -11,12 +11,15 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from generative_adapter.config import GeneratorConfig, TargetShape
 from generative_adapter.errors import ConfigError
 from generative_adapter.generator.low_rank import LowRankAdapter
-from generative_adapter.generator.normalization import ridge
+from generative_adapter.generator.normalization import NORMALIZATION_LABEL, ridge
 from generative_adapter.generator.target_generator import TargetGenerator
+
+GENERATOR_LABEL = "generator"  # names this work in a profile (`torch.profiler.record_function`)
 
 
 class AdapterGenerator(nn.Module):
@@ -161,7 +164,8 @@ class AdapterGenerator(nn.Module):
         generators = [self[target.name] for target in self.targets]
         strengths = [generator.log_ridge.exp() for generator in generators if generator.log_ridge is not None]
         if strengths:
-            return ridge(states, torch.stack(strengths).view(-1, *[1] * (states.ndim - 1)))
+            with record_function(NORMALIZATION_LABEL):
+                return ridge(states, torch.stack(strengths).view(-1, *[1] * (states.ndim - 1)))
         return generators[0].normalize(states)
 
     @torch.no_grad()

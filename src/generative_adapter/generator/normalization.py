@@ -24,6 +24,7 @@ _POLAR_EXPRESS = (
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
     (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
 )
+NORMALIZATION_LABEL = "normalization"  # names this work in a profile (`torch.profiler.record_function`)
 
 
 def normalize(

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from generative_adapter.generator.low_rank import LowRankFactors
-from generative_adapter.generator.normalization import factorize, normalize, ridge
+from generative_adapter.generator.normalization import NORMALIZATION_LABEL, factorize, normalize, ridge
 
 _NORM_EPSILON = 1e-6
 _FIRST_RIDGE = 3.0  # a new generator's keys have a mean square of one in each of their entries
@@ -163,9 +164,10 @@ class TargetGenerator(nn.Module):
 
     def normalize(self, state: Tensor) -> Tensor:
         """norm(S), eqs. (6)-(8), for states of `state_shape`: `[..., d_r, d_r]`."""
-        if self.log_ridge is not None:
-            return ridge(state, self.log_ridge.exp())
-        return normalize(state, self.normalization, self.rank, self.backward_dtype, self.subspace_iterations)
+        with record_function(NORMALIZATION_LABEL):
+            if self.log_ridge is not None:
+                return ridge(state, self.log_ridge.exp())
+            return normalize(state, self.normalization, self.rank, self.backward_dtype, self.subspace_iterations)
 
     def read(self, inputs: Tensor, normalized: Tensor) -> Tensor:
         """The update's output scale * A1 norm(S) B2 x, eq. (6), arXiv:2411.05877.

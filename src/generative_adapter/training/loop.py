@@ -117,7 +117,7 @@ class Trainer:
             if max_seconds is not None and self._agree(time.monotonic() - started >= max_seconds):
                 self._checkpoint()
                 return "out_of_time"
-            self.progress.recent.append(finite_values(self._step(self.progress.step)))
+            self.progress.recent.append(finite_values(self.train_step(self.progress.step)))
             self.progress.step += 1
             self.progress.seconds = before + time.monotonic() - started
             done = self.progress.step == recipe.num_steps
@@ -154,7 +154,8 @@ class Trainer:
         batches = (batch for step in range(steps) for batch in self.batches(self.sampler.step(step)))
         return measure_whiteners(self.base, self.generator, batches)
 
-    def _step(self, step: int) -> dict[str, float]:
+    def train_step(self, step: int) -> dict[str, float]:
+        """Step `step` alone, without logs and checkpoints: its losses, counts and seconds."""
         started = time.perf_counter()
         seconds: dict[str, float] = {}
         with _timed(seconds, "data"):

@@ -1,0 +1,302 @@
+"""How fast training runs: real tokens a second against a plain implementation of the same loss, and the time's split.
+
+Steps of both kinds take turns on the same contexts, so that a machine's other work meets them alike. Leaves out:
+runs of several processes, and the split on a GPU (`time_split`).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from dataclasses import replace as with_changes
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from generative_adapter.base_model.loading import BaseModel, load_base_model
+from generative_adapter.config import GeneratorConfig, require
+from generative_adapter.data.facts import sample_facts_record
+from generative_adapter.evaluation.plain_training import PlainTrainer
+from generative_adapter.evaluation.time_split import LabelledSeconds, labelled_seconds
+from generative_adapter.generator.generator import GENERATOR_LABEL
+from generative_adapter.generator.normalization import NORMALIZATION_LABEL
+from generative_adapter.training.recipe import SourceConfig, TrainingRecipe
+from generative_adapter.training.run import make_trainer
+
+ProgressCallback = Callable[[int, int], None]
+
+LABELS = (GENERATOR_LABEL, NORMALIZATION_LABEL)
+_PROFILED_STEPS = 2
+_NUM_TEXTS = 32
+_CHARACTERS_PER_TOKEN = 8  # no tokenizer takes more on average, so every text has the tokens of a segment
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Measured steps of one implementation.
+
+    Attributes:
+        tokens_per_second: real tokens a second, padding not counted, the median over steps.
+        median_step_seconds: from drawing the contexts to the end of the optimiser's step.
+        first_loss: loss of the first step; adapters are still zero there, so every implementation has the same.
+        peak_memory_bytes: most device memory in use at a time; None on a CPU.
+    """
+
+    tokens_per_second: float
+    median_step_seconds: float
+    first_loss: float
+    peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class TimeShare:
+    """One part of a training step: its seconds, and its share of the whole step."""
+
+    seconds: float
+    share: float
+
+
+@dataclass(frozen=True)
+class TrainingSpeed:
+    """What `measure_training` found.
+
+    Attributes:
+        base_model: name of the base model.
+        device: where it ran.
+        num_threads: torch's threads on the CPU.
+        dtype: number format of the base model; the generator is always float32.
+        num_generator_parameters: trained numbers.
+        state_dim: d_r.
+        rank: r.
+        normalization: that of the project's step; the plain one takes `torch.svd_lowrank`.
+        chunk_tokens: tokens of a chunk.
+        contexts_per_step: contexts in a step.
+        tokens_per_step: real tokens in a step, on average: every token that is run, contexts and what is asked of them.
+        num_steps: measured steps of each implementation.
+        ours: the project's step.
+        plain: the plain step; None when it was left out.
+        ratio: tokens a second of ours over those of the plain one.
+        split: part -> its time in the step of median length; the parts add up to it. None on a GPU.
+        generator_share: share of generator and normalisation, forward and backward; None on a GPU.
+    """
+
+    base_model: str
+    device: str
+    num_threads: int
+    dtype: str
+    num_generator_parameters: int
+    state_dim: int
+    rank: int
+    normalization: str
+    chunk_tokens: int
+    contexts_per_step: int
+    tokens_per_step: float
+    num_steps: int
+    ours: StepTimes
+    plain: StepTimes | None
+    ratio: float | None
+    split: Mapping[str, TimeShare] | None
+    generator_share: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain JSON values."""
+        return asdict(self)
+
+
+def segments_recipe(
+    folder: Path,
+    *,
+    num_segments: int = 4,
+    segment_tokens: int = 512,
+    chunk_tokens: int = 128,
+    state_dim: int = 128,
+    rank: int | None = None,
+    normalization: str = "newton_schulz",
+    seed: int = 0,
+) -> TrainingRecipe:
+    """A recipe of reconstruction and completion (eq. 5) on segments of synthetic text, which is written to a folder.
+
+    Args:
+        folder: where the text goes; it has to stay as long as the recipe is used.
+        num_segments: contexts of a step.
+        segment_tokens: tokens of a context.
+        chunk_tokens: tokens of a chunk.
+        state_dim: d_r.
+        rank: r; None: the same as `state_dim`.
+        normalization: of the project's step.
+        seed: decides the text.
+
+    Raises:
+        ConfigError: when the sizes don't fit one another.
+    """
+    require(
+        segment_tokens > chunk_tokens,
+        f"a segment must be longer than a chunk ({chunk_tokens} tokens), got {segment_tokens}: there would be nothing "
+        "to complete",
+    )
+    rng = random.Random(seed)
+    path = folder / "texts.jsonl"
+    texts = []
+    for _ in range(max(_NUM_TEXTS, num_segments)):
+        text = ""
+        while len(text) < segment_tokens * _CHARACTERS_PER_TOKEN:
+            text += sample_facts_record(rng, num_facts=8).context + "\n\n"
+        texts.append(json.dumps({"text": text}) + "\n")
+    path.write_text("".join(texts), encoding="utf-8")
+    return TrainingRecipe(
+        sources=(
+            SourceConfig(
+                "text", paths=(str(path),), context_tokens=(segment_tokens, segment_tokens), held_out_share=0.0
+            ),
+        ),
+        output=str(folder / "run"),
+        cache=str(folder / "cache"),
+        generator=GeneratorConfig(
+            state_dim=state_dim,
+            rank=state_dim if rank is None else rank,
+            normalization=normalization,
+            chunk_tokens=chunk_tokens,
+        ),
+        contexts_per_step=num_segments,
+        row_tokens=chunk_tokens,
+    )
+
+
+def measure_training(
+    recipe: TrainingRecipe,
+    steps: int = 10,
+    warmup_steps: int = 2,
+    seed: int = 0,
+    *,
+    plain: bool = True,
+    base: BaseModel | None = None,
+    progress: ProgressCallback | None = None,
+) -> TrainingSpeed:
+    """Times optimiser steps of a recipe, the project's and the plain ones in turn; trains nothing that is kept.
+
+    Args:
+        recipe: what a step is.
+        steps: measured steps of each implementation.
+        warmup_steps: steps of each before those.
+        seed: decides initial weights, contexts and the plain implementation's random numbers.
+        plain: whether to run the plain implementation.
+        base: the recipe's base model, when it is loaded already.
+        progress: is given `(steps done, steps in all)`.
+
+    Raises:
+        ConfigError: when there is no step to measure, or the recipe has a loss the plain implementation lacks.
+    """
+    require(steps > 0, f"the number of measured steps must be positive, got {steps}")
+    require(warmup_steps >= 0, f"the number of warm-up steps must not be negative, got {warmup_steps}")
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = with_changes(recipe, seed=seed, output=folder)
+        base = base or load_base_model(recipe.base_model, device=recipe.device, dtype=recipe.dtype)
+        trainer = make_trainer(recipe, base)
+    plain_trainer = PlainTrainer(recipe, base, copy.deepcopy(trainer.generator)) if plain else None
+    on_cpu = base.device.type == "cpu"
+    profiled_steps = _PROFILED_STEPS if on_cpu else 0
+    total = warmup_steps + steps + profiled_steps
+    ours: list[dict[str, float]] = []
+    theirs: list[dict[str, float]] = []
+    for step in range(warmup_steps + steps):
+        values, seconds, memory = _timed(base, lambda step=step: trainer.train_step(step))
+        ours.append(values | {"seconds": seconds, "memory": memory})
+        if plain_trainer is not None:
+            loss, seconds, memory = _timed(
+                base, lambda step=step: plain_trainer.train_step(trainer.sampler.step(step), step)
+            )
+            theirs.append({"loss": loss, "seconds": seconds, "memory": memory, "real_tokens": values["real_tokens"]})
+        if progress is not None:
+            progress(step + 1, total)
+    split: dict[str, TimeShare] | None = None
+    if on_cpu:
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            slowed = [trainer.train_step(step) for step in range(warmup_steps + steps, total)]
+        split = split_step(
+            ours[warmup_steps:], slowed, labelled_seconds(profiled.events() or [], LABELS, GENERATOR_LABEL)
+        )
+        if progress is not None:
+            progress(total, total)
+    first, second = _summary(ours, warmup_steps, on_cpu), None
+    if theirs:
+        second = _summary(theirs, warmup_steps, on_cpu)
+    generator = recipe.generator
+    return TrainingSpeed(
+        base_model=base.name,
+        device=str(base.device),
+        num_threads=torch.get_num_threads(),
+        dtype=str(base.dtype).removeprefix("torch."),
+        num_generator_parameters=trainer.generator.num_parameters,
+        state_dim=generator.state_dim,
+        rank=generator.rank,
+        normalization=generator.normalization,
+        chunk_tokens=generator.chunk_tokens,
+        contexts_per_step=recipe.contexts_per_step,
+        tokens_per_step=statistics.mean(step["real_tokens"] for step in ours[warmup_steps:]),
+        num_steps=steps,
+        ours=first,
+        plain=second,
+        ratio=None if second is None else first.tokens_per_second / second.tokens_per_second,
+        split=split,
+        generator_share=None
+        if split is None
+        else sum(part.share for name, part in split.items() if name.startswith(LABELS)),
+    )
+
+
+def split_step(
+    steps: Sequence[Mapping[str, float]], profiled: Sequence[Mapping[str, float]], labelled: LabelledSeconds
+) -> dict[str, TimeShare]:
+    """The time of the step of median length, in parts that add up to it.
+
+    Forward, backward and optimiser are what that step took itself; the profile, which slows a step down, says what
+    part of its own forward and backward passes is the generator's and the normalisation's.
+
+    Args:
+        steps: measured steps, as `Trainer.train_step` gives them.
+        profiled: the same for the steps in the profile.
+        labelled: what the profile says.
+    """
+    typical = sorted(steps, key=lambda step: step["step_seconds"])[len(steps) // 2]
+    seconds: dict[str, float] = {}
+    for name, inside in (("forward", labelled.forward), ("backward", labelled.backward)):
+        own = typical[f"{name}_seconds"]
+        slowed = sum(step[f"{name}_seconds"] for step in profiled)
+        parts = {f"{label}_{name}": own * inside[label] / slowed for label in LABELS}
+        seconds |= {f"base_{name}": own - sum(parts.values()), **parts}
+    seconds["optimizer"] = typical["optimizer_seconds"]
+    whole = typical["step_seconds"]
+    seconds["rest"] = whole - sum(seconds.values())
+    return {name: TimeShare(value, value / whole) for name, value in seconds.items()}
+
+
+def _timed(base: BaseModel, run: Callable[[], Any]) -> tuple[Any, float, int]:
+    """What a call gives, the seconds until its work is done, and the most memory it held on a GPU."""
+    on_gpu = base.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize(base.device)
+        torch.cuda.reset_peak_memory_stats(base.device)
+    started = time.perf_counter()
+    result = run()
+    if on_gpu:
+        torch.cuda.synchronize(base.device)
+    seconds = time.perf_counter() - started
+    return result, seconds, torch.cuda.max_memory_allocated(base.device) if on_gpu else 0
+
+
+def _summary(steps: Sequence[Mapping[str, float]], warmup_steps: int, on_cpu: bool) -> StepTimes:
+    measured = steps[warmup_steps:]
+    return StepTimes(
+        statistics.median(step["real_tokens"] / step["seconds"] for step in measured),
+        statistics.median(step["seconds"] for step in measured),
+        steps[0]["loss"],
+        None if on_cpu else int(max(step["memory"] for step in measured)),
+    )
