@@ -17,6 +17,7 @@ from generative_adapter.evaluation.time_split import LabelledSeconds
 from generative_adapter.evaluation.training_speed import measure_training, segments_recipe, split_step
 from generative_adapter.generator import target_generator
 from generative_adapter.training.sources import ContextSampler
+from generative_adapter.training.token_cache import prepare
 
 PARTS = {
     "base_forward",
@@ -33,6 +34,7 @@ SIZES: dict[str, Any] = {"num_segments": 2, "segment_tokens": 39, "chunk_tokens"
 
 def test_segments_have_the_sizes_asked_for(tiny_llama_base: BaseModel, tmp_path: Path) -> None:
     recipe = segments_recipe(tmp_path, num_segments=3, segment_tokens=39, chunk_tokens=13, state_dim=5)
+    prepare(recipe, tiny_llama_base.tokenizer)
     items = ContextSampler(recipe, tiny_llama_base.tokenizer).step(0)
     assert [[len(chunk) for chunk in item.chunks] for item in items] == [[13, 13, 13]] * 3
     assert all(item.completion and len(item.segments) == 3 for item in items)

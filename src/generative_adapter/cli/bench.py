@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from generative_adapter.cli.console import chunk_progress, output_console, print_json
+from generative_adapter.cli.console import bar_progress, output_console, print_json
 from generative_adapter.cli.options import BaseModelOption, DeviceOption, DtypeOption, JsonOption
 from generative_adapter.errors import ConfigError
 
@@ -71,7 +71,7 @@ def training(
     from generative_adapter.evaluation.training_speed import measure_training, segments_recipe
     from generative_adapter.training.recipe import load_recipe
 
-    with tempfile.TemporaryDirectory() as folder, chunk_progress("Training steps") as progress:
+    with tempfile.TemporaryDirectory() as folder, bar_progress("Training steps") as progress:
         recipe = load_recipe(config) if config else segments_recipe(Path(folder), seed=seed, **given)
         changed = {"base_model": base_model, "device": device, "dtype": dtype}
         recipe = replace(recipe, **{name: value for name, value in changed.items() if value not in (None, "auto")})

@@ -154,7 +154,11 @@ def segments_recipe(
     return TrainingRecipe(
         sources=(
             SourceConfig(
-                "text", paths=(str(path),), context_tokens=(segment_tokens, segment_tokens), held_out_share=0.0
+                "text",
+                paths=(str(path),),
+                packing=True,
+                context_tokens=(segment_tokens, segment_tokens),
+                held_out_share=0.0,
             ),
         ),
         output=str(folder / "run"),
