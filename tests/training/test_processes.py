@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import accelerate
 import pytest
@@ -16,6 +17,7 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from generative_adapter.base_model.loading import BaseModel
+from generative_adapter.base_model.targets import find_blocks
 from generative_adapter.checkpoint import named_weights
 from generative_adapter.errors import ConfigError, MissingDependencyError
 from generative_adapter.training.processes import Processes
@@ -50,18 +52,29 @@ def test_a_missing_accelerate_is_named_with_the_remedy(monkeypatch: pytest.Monke
         Processes("cpu")
 
 
+SHARDED = {
+    "shard_base": True,
+    "gradient_checkpointing": True,
+    "distillation_weight": 0.5,
+    "micro_batch_tokens": 150,  # parts of a step that differ in their number of passes
+    "whitening_contexts": 4,
+    "evaluation_contexts": 3,
+}
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("extra", [{}, SHARDED], ids=["plain", "sharded"])
 def test_two_processes_give_the_losses_and_weights_of_one(
-    base: BaseModel, write_recipe: Callable[..., Path], tmp_path: Path
+    base: BaseModel, write_recipe: Callable[..., Path], tmp_path: Path, extra: dict[str, Any]
 ) -> None:
-    device = "cpu" if torch.cuda.is_available() else "auto"
     settings = {
-        "device": device,
+        "device": "cpu" if torch.cuda.is_available() else "auto",
         "num_steps": 3,
         "contexts_per_step": 5,
         "log_steps": 1,
         "evaluation_steps": 2,
         "evaluation_contexts": 5,
+        **extra,
     }
     one = make_trainer(load_recipe(write_recipe("one.yaml", output=str(tmp_path / "one"), **settings)), base)
     one.run()
@@ -71,6 +84,12 @@ def test_two_processes_give_the_losses_and_weights_of_one(
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     subprocess.run([*command, str(script), str(path), str(tmp_path)], check=True, timeout=300, env=environment)
     weights = [load_file(tmp_path / f"rank-{rank}.safetensors") for rank in (0, 1)]
+    kept = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    whole = sum(parameter.numel() for parameter in find_blocks(base.model)[1].parameters())
+    expected_part = (0.4 * whole, 0.6 * whole) if extra else (whole, whole)
+    assert all(expected_part[0] <= numbers["blocks"] <= expected_part[1] for numbers in kept)
+    if extra:
+        assert len({numbers["passes"] for numbers in kept}) == 2  # what idle passes are for
     for name, expected in named_weights(one.generator).items():
         assert torch.equal(weights[0][name], weights[1][name])
         assert (weights[0][name] - expected).norm() < 0.01 * expected.norm(), name

@@ -79,7 +79,7 @@ def load_base_model(source: str | Path | None = None, *, device: str = "auto", d
         MissingDependencyError: a GGUF file is to be dequantised and the package `gguf` is absent.
     """
     chosen_device = _choose_device(device)
-    chosen_dtype = _choose_dtype(dtype, chosen_device)
+    chosen_dtype = choose_dtype(dtype, chosen_device)
     found = _locate(source)
     with _readable(found) as place:
         tokenizer, model = _read(found, place, chosen_dtype)
@@ -136,7 +136,12 @@ def _choose_device(device: str) -> torch.device:
     return chosen
 
 
-def _choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The number format that `dtype` means on a device; see `load_base_model`.
+
+    Raises:
+        ConfigError: when it is unknown.
+    """
     if dtype != "auto":
         if dtype not in _DTYPES:
             raise ConfigError(f'dtype {dtype!r} is unknown; give "auto", {", ".join(map(repr, _DTYPES))}')

@@ -132,6 +132,11 @@ class Batch:
     spans: tuple[Span, ...] = ()
     teacher: TeacherRows | None = None
 
+    @property
+    def num_reads(self) -> int:
+        """Passes of the base model without gradients: a group of first chunks each, and the teacher's."""
+        return len(self.first) + (self.teacher is not None)
+
 
 @dataclass(frozen=True)
 class _Row:

@@ -24,8 +24,9 @@ from generative_adapter.errors import TrainingError
 from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.training.batches import OBJECTIVES, Batch, ContextItem, assemble, split
 from generative_adapter.training.distillation import with_teacher as add_teacher
+from generative_adapter.training.held_out import held_out_values, idle_passes
 from generative_adapter.training.metrics import append_line, finite_values, mean_values
-from generative_adapter.training.objectives import GeneratorPass, TokenLosses, count_labels, token_losses, weighted_loss
+from generative_adapter.training.objectives import GeneratorPass, TokenLosses, count_labels, weighted_loss
 from generative_adapter.training.optimizers import build_optimizer
 from generative_adapter.training.processes import Processes
 from generative_adapter.training.recipe import TrainingRecipe
@@ -172,10 +173,15 @@ class Trainer:
         self.generator.train()
         sums: dict[str, float] = dict.fromkeys(OBJECTIVES, 0.0)
         total = 0.0
-        for number, batch in enumerate(batches, start=1):
-            with self.processes.only_last_exchanges(self._pass, number == len(batches)):
+        num_idle, num_reads = idle_passes(self.processes, batches)
+        passes = [*batches, *batches[:1] * num_idle]
+        for number, batch in enumerate(passes, start=1):
+            with self.processes.only_last_exchanges(self._pass, number == len(passes)):
                 with _timed(seconds, "forward"):
-                    result: TokenLosses = self._pass(batch)
+                    result: TokenLosses = self._pass(batch, num_reads)
+                    if number > len(batches):  # for the others' sake: nothing of it counts
+                        self.processes.backward(0.0 * result.losses.sum())
+                        continue
                     loss = weighted_loss(result.losses, batch.objectives, counts, self._weights)
                     if result.lookup_losses is not None and result.lookup_correct is not None:
                         loss = loss + self.recipe.lookup_weight * result.lookup_losses.sum() / max(1, num_lookups)
@@ -245,43 +251,16 @@ class Trainer:
                 f"(loss {loss}, gradient norm {norm}); lower learning_rate or scale and resume from the last checkpoint"
             )
 
-    @torch.no_grad()
     def evaluate(self) -> dict[str, Any]:
-        """Held-out losses of every source: perplexity of each objective, and the part of answers that are all right.
-
-        `answer_accuracy` counts answers of which every token is the likeliest one given the right tokens before it,
-        which is what greedy decoding would produce.
-        """
+        """Held-out losses of every source, see `held_out_values`, by the source's number and kind."""
         self.generator.eval()
         report: dict[str, Any] = {}
         for index, source in enumerate(self.recipe.sources):
             items = self.sampler.held_out(index, self.recipe.evaluation_contexts)
-            if not items:
-                continue
-            sums = torch.zeros(len(OBJECTIVES))
-            counts = torch.zeros(len(OBJECTIVES))
-            right = asked = 0
-            for batch in self.batches(items[self.processes.rank :: self.processes.size]):
-                result = token_losses(self.base, self.generator, batch, self.recipe.attention)
-                sums.index_add_(0, batch.objectives, result.losses.cpu())
-                counts += torch.bincount(batch.objectives, minlength=len(OBJECTIVES))
-                wrong = torch.zeros(int(batch.segment_index.max()) + 1).index_add_(
-                    0, batch.segment_index, (~result.correct.cpu()).float()
+            if items:
+                report[f"{index}-{source.kind}"] = held_out_values(
+                    self.base, self.generator, items, self.batches, self.processes, self.recipe.attention
                 )
-                answers = batch.segment_index[batch.objectives == OBJECTIVES.index("answer")].unique()
-                right += int((wrong[answers] == 0).sum())
-                asked += len(answers)
-            every = self.processes.sums([*sums.tolist(), *counts.tolist(), right, asked], self.base.device)
-            sums, counts = torch.tensor(every[:-2], dtype=torch.float64).split(len(OBJECTIVES))
-            right, asked = map(int, every[-2:])
-            values: dict[str, Any] = {
-                f"{name}_perplexity": math.exp(min(50.0, (sums[i] / counts[i]).item()))
-                for i, name in enumerate(OBJECTIVES)
-                if counts[i]
-            }
-            if asked:
-                values |= {"answer_accuracy": right / asked, "num_answers": asked}
-            report[f"{index}-{source.kind}"] = values
         self.progress.evaluations.append({"step": self.progress.step, **report})
         return report
 

@@ -16,6 +16,7 @@ from generative_adapter.base_model.prefix_pass import (
     attention_kernel,
     prefix_logits,
     read_first_chunks,
+    run_blocks,
 )
 from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.training.batches import OBJECTIVES, Batch
@@ -51,6 +52,7 @@ def token_losses(
     lookup: bool = False,
     distillation_top_k: int = 16,
     checkpointing: bool = False,
+    num_reads: int = 0,
 ) -> TokenLosses:
     """-log P(x_i | x_<i, Theta_base + Delta) of every supervised token, eq. (5), arXiv:2411.05877.
 
@@ -63,12 +65,19 @@ def token_losses(
             `LOOKUP_SHARPNESS` times the weights of a read, at the token whose value is the answer's next token.
         distillation_top_k: of a batch with a teacher, how many of its likeliest tokens count.
         checkpointing: blocks keep only their inputs and are computed again in the backward pass.
+        num_reads: passes without gradients to make at least (`Batch.num_reads`); those that are missing read a token
+            for nothing, since processes that share a sharded base model have to run it equally often.
     """
     rows, device = batch.rows, base.device
+    labels = batch.labels.to(device)
     first = [
         read_first_chunks(base.model, generator.layers, ids.to(device), segments.to(device), rows.num_start_tokens)
         for ids, segments in batch.first
     ]
+    targets = teacher_targets(base, batch.teacher, distillation_top_k) if batch.teacher is not None else None
+    with torch.no_grad():
+        for _ in range(batch.num_reads, num_reads):
+            run_blocks(base.model, labels[:1].view(1, 1), torch.ones_like(labels[:1]).view(1, 1))
     moved = PassRows(
         rows.input_ids.to(device),
         rows.segments.to(device),
@@ -84,10 +93,8 @@ def token_losses(
         membership = batch.membership.to(device)
         logits, weights = prefix_logits(base.model, generator, first, moved, membership, lookups, checkpointing)
     logits = logits.float()
-    labels = batch.labels.to(device)
     result = TokenLosses(F.cross_entropy(logits, labels, reduction="none"), logits.detach().argmax(-1) == labels)
-    if batch.teacher is not None:
-        targets = teacher_targets(base, batch.teacher, distillation_top_k)
+    if targets is not None:
         result = replace(result, distillation_losses=distillation_losses(logits, targets))
     if lookups is None or weights is None:
         return result
@@ -129,8 +136,8 @@ class GeneratorPass(nn.Module):
         self._distillation_top_k = distillation_top_k
         self._checkpointing = checkpointing
 
-    def forward(self, batch: Batch) -> TokenLosses:
-        """The losses of one pass."""
+    def forward(self, batch: Batch, num_reads: int = 0) -> TokenLosses:
+        """The losses of one pass; see `token_losses`."""
         return token_losses(
             self._base,
             self.generator,
@@ -139,6 +146,7 @@ class GeneratorPass(nn.Module):
             self._lookup,
             self._distillation_top_k,
             self._checkpointing,
+            num_reads,
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from generative_adapter.base_model.loading import BaseModel, load_base_model
+from generative_adapter.base_model.loading import BaseModel, choose_dtype, load_base_model
 from generative_adapter.checkpoint import (
     GeneratorCheckpoint,
     build_generator,
@@ -97,9 +97,13 @@ def run_training(
         raise TrainingError(f"{folder} holds a run already ({checkpoints[-1].name}); pass --resume or another --output")
     if resume and not checkpoints:
         raise CheckpointError(f"nothing to resume from: no complete checkpoint in {folder}")
-    processes = Processes(recipe.device)
+    processes = Processes(recipe.device, recipe.shard_base)
     device = str(processes.device) if processes.size > 1 else recipe.device
-    base = load_base_model(recipe.base_model, device=device, dtype=recipe.dtype)
+    if processes.shards:  # a base model that is to be sharded needn't fit on one device; its type is that device's
+        dtype = choose_dtype(recipe.dtype, processes.device)
+        base = load_base_model(recipe.base_model, device="cpu", dtype=str(dtype).removeprefix("torch."))
+    else:
+        base = load_base_model(recipe.base_model, device=device, dtype=recipe.dtype)
     trainer = make_trainer(recipe, base, progress, processes)
     if checkpoints:
         saved = load_checkpoint(checkpoints[-1], trainer.generator, trainer.optimizer)
@@ -146,6 +150,9 @@ def make_trainer(
     Raises:
         CheckpointError: when the recipe's `initial_generator` doesn't fit.
     """
+    processes = processes or Processes(recipe.device, recipe.shard_base)
+    if processes.shards:
+        processes.shard(base.model)
     torch.manual_seed(recipe.seed)
     generator = build_generator(recipe.generator, base)
     for target in generator.targets:
@@ -155,7 +162,6 @@ def make_trainer(
         load_weights(
             generator, load_file(recipe.initial_generator), recipe.initial_generator, may_lack=".window_projs."
         )
-    processes = processes or Processes(recipe.device)
     if processes.is_first:
         prepare(recipe, base.tokenizer, _told_as_lines(progress))
     else:
