@@ -1,11 +1,14 @@
 """Files are complete or absent."""
 
+import errno
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from generative_adapter.generator.storage import write_atomically, write_json, write_safetensors
 
@@ -86,3 +89,27 @@ def test_safetensors_take_views_transposes_and_parameters(tmp_path: Path) -> Non
         for name, tensor in tensors.items():
             read = file.get_tensor(name)
             assert read.dtype == tensor.dtype and torch.equal(read, tensor.detach())
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """While open, the operating system refuses to write more to any file, as a full disk would."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_an_error_of_the_operating_system(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    write_safetensors(path, {"a": torch.ones(10)}, {})
+    before = path.read_bytes()
+    with largest_file(100_000), pytest.raises(OSError) as caught:
+        write_safetensors(path, {"a": torch.ones(100_000)}, {})
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(path))
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(SafetensorError):  # what isn't the system's stays the library's
+        write_atomically(path, lambda _: (_ for _ in ()).throw(SafetensorError("no tensor")))

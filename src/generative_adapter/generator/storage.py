@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,7 +27,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a temporary name beside `path`, flushes it to disk and renames it to `path`."""
+    """Calls `write` with a temporary name beside `path`, flushes it to disk and renames it to `path`.
+
+    Raises:
+        OSError: it can't be written, to a full disk for instance; names `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -33,5 +39,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except SafetensorError as error:  # how the library tells of the operating system's errors
+        if not (found := re.search(r"os error (\d+)", str(error))):
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
