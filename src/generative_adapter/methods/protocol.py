@@ -51,7 +51,7 @@ class Wording:
         closed: prompt of a query alone, with `{question}`.
         open: prompt of a query after its context, with `{context}` and `{question}`.
         chat: whether the prompt is a user's message in the tokenizer's chat template, where there is one.
-        shots: answered queries of other contexts, (context, question, answer), put before the prompt in its own wording.
+        shots: answered queries of other contexts, (context, question, answer), put before the prompt in its wording.
     """
 
     name: str
