@@ -47,7 +47,7 @@ def test_equals_reading_chunk_by_chunk_in_every_family(family_base, start):
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "grouped"])
 @pytest.mark.parametrize("start", [(), (BEGIN,)], ids=["plain", "begin"])
 @pytest.mark.parametrize("value_shift", [0, 1, 3])
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)

@@ -77,7 +77,7 @@ def test_flags(run, measured):
     assert (generator.chunk_tokens, generator.state_dim, generator.rank, generator.normalization) == (16, 32, 8, "svd")
     assert (recipe.base_model, recipe.device, recipe.dtype) == ("some/base", "cpu", "float32")
     assert [measured[name] for name in ("steps", "warmup_steps", "seed", "plain")] == [5, 1, 4, False]
-    assert recipe.attention == "eager"
+    assert recipe.attention == "grouped"
     assert "1,000.0" in result.stdout and "25.0%" in result.stdout
     assert "plain" not in result.stdout
 
@@ -85,7 +85,7 @@ def test_flags(run, measured):
 def test_attention(run, measured):
     result = run("bench", "training", "--plain-attention", "eager", "--device", "cpu", "--chunk-tokens", 128)
     shown = " ".join(result.stdout.split())
-    assert "(newton_schulz, eager attention)" in shown and "(svd_lowrank, eager attention)" in shown
+    assert "(newton_schulz, grouped attention)" in shown and "(svd_lowrank, eager attention)" in shown
     assert measured["plain_attention"] == "eager"
     result = run("bench", "training", "--device", "cpu", "--segment-tokens", 600, "--chunk-tokens", 300, "--json")
     found = json.loads(result.stdout)

@@ -95,7 +95,7 @@ def test_each_attends_by_its_own_kernel(
     monkeypatch.setattr(training_speed, "keep_memory_blocks", lambda: kept.append(True))
     recipe = segments_recipe(tmp_path, **SIZES, device="cpu")
     measure_training(recipe, 1, 0, base=tiny_llama_base, plain_attention="sdpa")
-    assert set(seen) == {"ours eager", "plain sdpa"}
+    assert set(seen) == {"ours grouped", "plain sdpa"}
     assert kept == [True]
 
 

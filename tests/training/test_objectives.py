@@ -73,7 +73,7 @@ def slow_losses(
     return found
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa", None])
+@pytest.mark.parametrize("attention", ["eager", "grouped", "sdpa", None])
 @pytest.mark.parametrize(
     ("start", "settings"),
     [
@@ -202,7 +202,7 @@ def test_nothing_is_looked_up_where_it_is_not_known(
     assert token_losses(base, random_generator(normalization="ridge"), batch, lookup=True).lookup_losses is None
 
 
-@pytest.mark.parametrize("attention", ["eager", None])
+@pytest.mark.parametrize("attention", ["grouped", None])
 @pytest.mark.parametrize("lookup", [False, True])
 def test_checkpointing_changes_neither_losses_nor_gradients(
     base: BaseModel, random_generator: Callable[..., AdapterGenerator], lookup: bool, attention: str | None

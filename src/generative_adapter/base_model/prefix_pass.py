@@ -22,6 +22,7 @@ from torch.profiler import record_function
 
 from generative_adapter.base_model.capture import on_block_inputs
 from generative_adapter.base_model.checkpointing import recompute_blocks
+from generative_adapter.base_model.grouped_attention import GROUPED, register_grouped_attention
 from generative_adapter.base_model.inject import add_to_outputs
 from generative_adapter.errors import BaseModelError
 from generative_adapter.generator.generator import GENERATOR_LABEL, AdapterGenerator
@@ -243,11 +244,13 @@ def prefix_logits(
 
 @contextmanager
 def attention_kernel(model: nn.Module, name: str | None) -> Iterator[None]:
-    """While open, the model attends with another kernel (`eager`, `sdpa`); None leaves its own."""
+    """While open, the model attends with another kernel (`eager`, `grouped`, `sdpa`); None leaves its own."""
     own: Any = getattr(getattr(model, "config", None), "_attn_implementation", None)
     if name is None or name == own or own is None:
         yield
         return
+    if name == GROUPED:
+        register_grouped_attention()
     model.set_attn_implementation(name)  # type: ignore[operator]
     try:
         yield

@@ -56,8 +56,8 @@ def training(
 
     The plain one reads chunk after chunk in a Python loop and normalises by torch.svd_lowrank. It attends by sdpa, as
     Transformers models do unless told otherwise. This project's steps attend as the config says; without a config by
-    eager on a CPU where chunks have at most 256 tokens, as in the shipped configs for CPUs, else by sdpa. For the same
-    attention in both give --plain-attention.
+    grouped on a CPU where chunks have at most 256 tokens, as in the shipped configs for CPUs, else by sdpa. Grouped is
+    eager with fewer operations; --plain-attention eager compares with that.
     """
     sizes = {
         "num_segments": num_segments,

@@ -139,7 +139,7 @@ def segments_recipe(
         state_dim: d_r.
         rank: r; None: the same as `state_dim`.
         normalization: of the project's step.
-        device: of the recipe; on a CPU and with short chunks rows attend by `eager`, as in the shipped recipes for
+        device: of the recipe; on a CPU and with short chunks rows attend by `grouped`, as in the shipped recipes for
             CPUs.
         seed: decides the text.
 
@@ -181,7 +181,7 @@ def segments_recipe(
         ),
         contexts_per_step=num_segments,
         row_tokens=chunk_tokens,
-        attention="eager" if on_cpu and chunk_tokens <= _SHORT_CHUNK else "sdpa",
+        attention="grouped" if on_cpu and chunk_tokens <= _SHORT_CHUNK else "sdpa",
         device=device,
     )
 

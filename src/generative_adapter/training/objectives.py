@@ -62,7 +62,7 @@ def token_losses(
         base: the frozen base model.
         generator: gets gradients.
         batch: the pass.
-        attention: attention kernel of the rows with gradients, `eager` or `sdpa`; None: the model's own.
+        attention: attention kernel of the rows with gradients, `eager`, `grouped` or `sdpa`; None: the model's own.
         lookup: also the losses of looking answers up: cross-entropy of the softmax over the context's tokens of
             `LOOKUP_SHARPNESS` times the weights of a read, at the token whose value is the answer's next token.
         distillation_top_k: of a batch with a teacher, how many of its likeliest tokens count.

@@ -152,7 +152,7 @@ def pass_bytes(
     layout: PassLayout,
     number_bytes: int,
     *,
-    eager: bool,
+    attention: str,
     checkpointing: bool,
 ) -> dict[str, float]:
     """About what a pass keeps until its backward: `activations`, `memories`, `generator_inputs`, `logits`.
@@ -186,7 +186,7 @@ def pass_bytes(
             layout.all_row_tokens,
             layout.row_tokens,
             number_bytes,
-            eager=eager,
+            attention=attention,
             checkpointing=checkpointing,
             first_layer=lowest,
             first_target=first,
