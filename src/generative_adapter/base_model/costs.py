@@ -167,9 +167,9 @@ def activation_bytes(
     """About how much a forward pass keeps of its blocks for the backward pass; an upper estimate.
 
     A token of a block keeps the output of every linear, the attention's output and the input of the widest linear
-    (`number_bytes` each) and the inputs of two norms in float32; `eager` attention also its weights in float32 and as
-    cast, heads * c, `grouped` as cast only. Of the lowest target's block it is what comes after the target. With checkpointing every block
-    keeps its input, and one block at a time all of that.
+    (`number_bytes` each) and the inputs of two norms in float32; `grouped` attention also its weights, heads * c, and
+    `eager` those and their float32 copy. Of the lowest target's block it is what comes after the target. With
+    checkpointing every block keeps its input, and one block at a time all of that.
 
     Args:
         sizes: of the base model.

@@ -24,6 +24,7 @@ from generative_adapter.base_model.capture import on_block_inputs
 from generative_adapter.base_model.checkpointing import recompute_blocks
 from generative_adapter.base_model.grouped_attention import GROUPED, register_grouped_attention
 from generative_adapter.base_model.inject import add_to_outputs
+from generative_adapter.base_model.lean_norms import find_plain_norms, lean_norms
 from generative_adapter.errors import BaseModelError
 from generative_adapter.generator.generator import GENERATOR_LABEL, AdapterGenerator
 from generative_adapter.generator.normalization import ridge_inverse
@@ -203,11 +204,12 @@ def prefix_logits(
 
     updates = {target.name: make_update(target.name) for target in generator.targets}
     kernel = getattr(model.config, "_attn_implementation", None)
+    norms = find_plain_norms(model)
 
     @contextmanager
     def again(layer: int) -> Iterator[None]:
         own = {name: updates[name] for name in by_layer.get(layer, [])}
-        with attention_kernel(model, kernel), add_to_outputs(model, own):
+        with attention_kernel(model, kernel), lean_norms(norms), add_to_outputs(model, own):
             yield
 
     with (
@@ -215,6 +217,7 @@ def prefix_logits(
         on_block_inputs(model, generator.layers, take_in),
         add_to_outputs(model, updates),
         head_at(model, rows.supervised),
+        lean_norms(norms),
     ):
         output = model(
             input_ids=rows.input_ids,
