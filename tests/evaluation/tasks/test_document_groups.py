@@ -56,6 +56,8 @@ def test_questions_are_spread_evenly() -> None:
     assert taken == spread(counts, 13, 0)
     assert taken != spread(counts, 13, 1)
     assert sorted(map(len, spread(counts, 2, 0))) == [0, 0, 0, 1, 1]
+    # no group is always first: the seed decides on which a single question falls
+    assert {tuple(map(len, spread([5, 5, 5], 1, seed))).index(1) for seed in range(20)} == {0, 1, 2}
 
 
 def test_a_larger_limit_keeps_what_a_smaller_one_took() -> None:

@@ -99,6 +99,10 @@ def test_limits_keep_texts_whole(squad: Path) -> None:
         assert set(item.id for item in sample.queries) <= set(item.id for item in whole[sample.id].queries)
     (only,) = DocumentQa(data, words, 14, max_contexts=1, seed=1).samples()
     assert only == whole[only.id]
+    parts = {seed: [sample.id for sample in DocumentQa(data, words, 1, max_contexts=2, seed=seed).samples()]
+             for seed in range(12)}  # fmt: skip
+    assert all(ids == sorted(ids) and len(ids) == 2 for ids in parts.values())
+    assert len({tuple(ids) for ids in parts.values()}) == 3  # each pair of the three groups that have questions
     with pytest.raises(ConfigError, match="max_contexts must be positive"):
         list(DocumentQa(data, words, 14, max_contexts=0).samples())
 

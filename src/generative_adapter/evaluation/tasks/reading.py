@@ -67,7 +67,8 @@ def _whole(path: Path, content: str, first_number: int, expected: str) -> Iterat
         yield f"{path}", values
         return
     if not isinstance(values, list) or not values:
-        raise DataError(f"{path}: found {'an empty list' if values == [] else type(values).__name__}; {expected}")
+        found = "an empty list" if values == [] else f"a {type(values).__name__}"
+        raise DataError(f"{path}: found {found}; expected {expected}")
     for number, value in enumerate(values, 1):
         if not isinstance(value, dict):
             raise DataError(f"{path}, item {number}: not an object but a {type(value).__name__}; expected {expected}")
