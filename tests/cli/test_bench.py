@@ -34,7 +34,9 @@ def measured(monkeypatch):
             num_steps=steps,
             ours=StepTimes(1000.0, 4.096, 7.5, None),
             plain=StepTimes(400.0, 10.24, 7.5, None) if plain else None,
+            plain_batched=StepTimes(500.0, 8.192, 7.5, None) if plain else None,
             ratio=2.5 if plain else None,
+            batched_ratio=2.0 if plain else None,
             split={"base_forward": TimeShare(3.0, 0.75), "generator_forward": TimeShare(1.0, 0.25)},
             generator_share=0.25,
         )

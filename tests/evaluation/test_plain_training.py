@@ -13,6 +13,7 @@ from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.base_model.prompts import start_ids
 from generative_adapter.checkpoint import build_generator
 from generative_adapter.errors import ConfigError
+from generative_adapter.evaluation import plain_training
 from generative_adapter.evaluation.plain_training import (
     Normalizer,
     PlainTrainer,
@@ -141,12 +142,22 @@ def plain_recipe(**settings: Any) -> TrainingRecipe:
     return TrainingRecipe((SourceConfig("facts"),), "unused", **values)
 
 
+@pytest.mark.parametrize("at_once", [None, 1, 2])
 @pytest.mark.parametrize("micro_batch_tokens", [10_000, 60], ids=["one pass", "passes"])
-def test_steps_lower_the_loss(base: BaseModel, micro_batch_tokens: int) -> None:
+def test_steps_lower_the_loss(
+    base: BaseModel, micro_batch_tokens: int, at_once: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = plain_recipe(micro_batch_tokens=micro_batch_tokens)
     torch.manual_seed(0)
-    trainer = PlainTrainer(recipe, base, build_generator(recipe.generator, base))
+    trainer = PlainTrainer(recipe, base, build_generator(recipe.generator, base), at_once)
     items = text_items(base, LENGTHS["unequal"])
+    real, sizes = plain_training.plain_losses, []
+
+    def counted(base: BaseModel, generator: Any, part: Any, normalize: Any) -> Any:
+        sizes.append(len(part))
+        return real(base, generator, part, normalize)
+
+    monkeypatch.setattr(plain_training, "plain_losses", counted)
     losses = [trainer.train_step(items, step) for step in range(8)]
     with torch.no_grad():
         batch = laid_out(base, items)
@@ -156,6 +167,7 @@ def test_steps_lower_the_loss(base: BaseModel, micro_batch_tokens: int) -> None:
         )
     assert losses[0] == pytest.approx(first.item(), rel=1e-4)
     assert losses[-1] < losses[0] - 0.1
+    assert sum(sizes) == 8 * len(items) and max(sizes) <= (at_once or len(items))
 
 
 def test_losses_it_lacks_are_refused(base: BaseModel) -> None:

@@ -50,10 +50,12 @@ def test_measures_both_on_the_same_texts(tiny_llama_base: BaseModel, tmp_path: P
     result = measure_training(
         recipe, 3, 1, base=tiny_llama_base, progress=lambda step, total: done.append((step, total))
     )
-    assert result.plain is not None and result.split is not None
+    assert result.plain is not None and result.plain_batched is not None and result.split is not None
     # Two segments of 39 tokens are read and reconstructed.
     assert result.tokens_per_step == 2 * 2 * 39
     assert result.ours.first_loss == pytest.approx(result.plain.first_loss, rel=1e-5)
+    assert result.ours.first_loss == pytest.approx(result.plain_batched.first_loss, rel=1e-5)
+    assert result.batched_ratio == pytest.approx(result.ours.tokens_per_second / result.plain_batched.tokens_per_second)
     assert result.ratio == pytest.approx(result.ours.tokens_per_second / result.plain.tokens_per_second)
     assert result.ours.tokens_per_second == pytest.approx(156 / result.ours.median_step_seconds, rel=1e-6)
     assert (result.num_steps, result.state_dim, result.dtype, result.device) == (3, 5, "float32", "cpu")

@@ -1,10 +1,11 @@
 """The losses of a training step as the paper's text reads: chunk after chunk in a Python loop, an SVD a state.
 
 `bench training` measures the parallel pass (`base_model.prefix_pass`) against it. It is written plainly, not slowly:
-the contexts of a pass run side by side as the padded rows of a batch, and so do all segments that read the same number
-of chunks; a first chunk runs without the language-model head; all targets are normalised in one call. It shares the
-generator's projections and reads, the optimiser and the hooks, so what differs is the layout of the pass and the
-normalisation: `torch.svd_lowrank` with one iteration, differentiated by autograd, as in the paper's reference code.
+all segments that read the same number of chunks run side by side as the padded rows of a batch, and so do contexts,
+unless they are taken one at a time as in the paper's reference code; a first chunk runs without the language-model
+head; all targets are normalised in one call. It shares the generator's projections and reads, the optimiser and the
+hooks, so what differs is the layout of the pass and the normalisation: `torch.svd_lowrank` with one iteration,
+differentiated by autograd, as in the paper's reference code.
 Leaves out: lookups and distillation.
 """
 
@@ -42,12 +43,19 @@ class PlainTrainer:
         recipe: settings of the loss and the optimiser.
         base: the frozen base model.
         generator: the network that is trained; its own normalisation is used for `ridge` only, which has no SVD.
+        contexts_at_once: how many contexts run side by side; None: all of a pass. 1 is what the reference code does.
 
     Raises:
         ConfigError: when the recipe asks for a loss that the plain implementation lacks.
     """
 
-    def __init__(self, recipe: TrainingRecipe, base: BaseModel, generator: AdapterGenerator) -> None:
+    def __init__(
+        self,
+        recipe: TrainingRecipe,
+        base: BaseModel,
+        generator: AdapterGenerator,
+        contexts_at_once: int | None = None,
+    ) -> None:
         for name in ("lookup_weight", "distillation_weight"):
             if getattr(recipe, name) > 0:
                 raise ConfigError(
@@ -57,16 +65,19 @@ class PlainTrainer:
         self.recipe = recipe
         self.base = base
         self.generator = generator
+        self.contexts_at_once = contexts_at_once
         self.optimizer = build_optimizer(recipe, generator)
         rank, normalization = recipe.generator.rank, recipe.generator.normalization
         self._normalize = generator.normalize if normalization == "ridge" else lambda s: svd_lowrank_polar(s, rank)
         self._weights = {name: getattr(recipe, f"{name}_weight") for name in OBJECTIVES}
 
     def train_step(self, items: Sequence[ContextItem], step: int) -> float:
-        """One step on these contexts, in the same passes as the project's own; gives the loss."""
+        """One step on these contexts, in the project's own passes or smaller ones; gives the loss."""
         counts = count_labels(items, len(start_ids(self.base.tokenizer)))
         total = 0.0
-        for part in split(items, self.recipe.micro_batch_tokens):
+        parts = split(items, self.recipe.micro_batch_tokens)
+        at_once = self.contexts_at_once or max(map(len, parts))
+        for part in (each[at : at + at_once] for each in parts for at in range(0, len(each), at_once)):
             with attention_kernel(self.base.model, self.recipe.attention):
                 losses, objectives = plain_losses(self.base, self.generator, part, self._normalize)
                 loss = weighted_loss(losses, objectives, counts, self._weights)

@@ -86,8 +86,10 @@ class TrainingSpeed:
         tokens_per_step: real tokens in a step, on average: every token that is run, contexts and what is asked of them.
         num_steps: measured steps of each implementation.
         ours: the project's step.
-        plain: the plain step; None when it was left out.
-        ratio: tokens a second of ours over those of the plain one.
+        plain: the plain step, one context after another as in the paper's reference code; None when it was left out.
+        plain_batched: the plain step with all contexts of a pass side by side.
+        ratio: tokens a second of ours over those of `plain`.
+        batched_ratio: over those of `plain_batched`.
         split: part -> its time in the step of median length; the parts add up to it. None on a GPU.
         generator_share: share of generator and normalisation, forward and backward; None on a GPU.
     """
@@ -108,7 +110,9 @@ class TrainingSpeed:
     num_steps: int
     ours: StepTimes
     plain: StepTimes | None
+    plain_batched: StepTimes | None
     ratio: float | None
+    batched_ratio: float | None
     split: Mapping[str, TimeShare] | None
     generator_share: float | None
 
@@ -188,8 +192,8 @@ def segments_recipe(
 
 def measure_training(
     recipe: TrainingRecipe,
-    steps: int = 10,
-    warmup_steps: int = 2,
+    steps: int = 5,
+    warmup_steps: int = 3,
     seed: int = 0,
     *,
     plain: bool = True,
@@ -204,7 +208,7 @@ def measure_training(
         steps: measured steps of each implementation.
         warmup_steps: steps of each before those.
         seed: decides initial weights, contexts and the plain implementation's random numbers.
-        plain: whether to run the plain implementation.
+        plain: whether to run the plain implementations.
         plain_attention: its attention kernel, `eager` or `sdpa`, which Transformers gives a model unless told
             otherwise.
         base: the recipe's base model, when it is loaded already.
@@ -223,19 +227,24 @@ def measure_training(
             keep_memory_blocks()
         trainer = make_trainer(recipe, base)
     plain_recipe = with_changes(recipe, attention=plain_attention)
-    plain_trainer = PlainTrainer(plain_recipe, base, copy.deepcopy(trainer.generator)) if plain else None
+    plain_trainers = {
+        name: PlainTrainer(plain_recipe, base, copy.deepcopy(trainer.generator), contexts_at_once)
+        for name, contexts_at_once in (("plain", 1), ("plain_batched", None))
+        if plain
+    }
     profiled_steps = _PROFILED_STEPS if on_cpu else 0
     total = warmup_steps + steps + profiled_steps
     ours: list[dict[str, float]] = []
-    theirs: list[dict[str, float]] = []
+    theirs: dict[str, list[dict[str, float]]] = {name: [] for name in plain_trainers}
     for step in range(warmup_steps + steps):
         values, seconds, memory = _timed(base, lambda step=step: trainer.train_step(step))
         ours.append(values | {"seconds": seconds, "memory": memory})
-        if plain_trainer is not None:
+        for name, other in plain_trainers.items():
             loss, seconds, memory = _timed(
-                base, lambda step=step: plain_trainer.train_step(trainer.sampler.step(step), step)
+                base, lambda step=step, other=other: other.train_step(trainer.sampler.step(step), step)
             )
-            theirs.append({"loss": loss, "seconds": seconds, "memory": memory, "real_tokens": values["real_tokens"]})
+            measured = {"loss": loss, "seconds": seconds, "memory": memory, "real_tokens": values["real_tokens"]}
+            theirs[name].append(measured)
         if progress is not None:
             progress(step + 1, total)
     split: dict[str, TimeShare] | None = None
@@ -247,9 +256,9 @@ def measure_training(
         )
         if progress is not None:
             progress(total, total)
-    first, second = _summary(ours, warmup_steps, on_cpu), None
-    if theirs:
-        second = _summary(theirs, warmup_steps, on_cpu)
+    first = _summary(ours, warmup_steps, on_cpu)
+    others = {name: _summary(steps_of, warmup_steps, on_cpu) for name, steps_of in theirs.items()}
+    ratios = {name: first.tokens_per_second / other.tokens_per_second for name, other in others.items()}
     generator = recipe.generator
     return TrainingSpeed(
         base_model=base.name,
@@ -267,8 +276,10 @@ def measure_training(
         tokens_per_step=statistics.mean(step["real_tokens"] for step in ours[warmup_steps:]),
         num_steps=steps,
         ours=first,
-        plain=second,
-        ratio=None if second is None else first.tokens_per_second / second.tokens_per_second,
+        plain=others.get("plain"),
+        plain_batched=others.get("plain_batched"),
+        ratio=ratios.get("plain"),
+        batched_ratio=ratios.get("plain_batched"),
         split=split,
         generator_share=None
         if split is None
