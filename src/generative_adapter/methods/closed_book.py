@@ -9,6 +9,7 @@ from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.methods.answering import Batching, answer_prompts, answering_flops
 from generative_adapter.methods.prompting import answer_form, prompt_ids
 from generative_adapter.methods.protocol import Answer, Context, Costs, Query, Wording
+from generative_adapter.methods.settings import MethodSettings
 
 
 class ClosedBook:
@@ -39,3 +40,8 @@ class ClosedBook:
     def costs(self, state: None, answers: Sequence[Answer]) -> Costs:
         """Answering only; formulas in `answering`."""
         return Costs(answering_flops=answering_flops(self._sizes, answers))
+
+
+def build(base: BaseModel, settings: MethodSettings) -> ClosedBook:
+    """`closed-book`."""
+    return ClosedBook(base, batching=settings.batching)

@@ -24,6 +24,7 @@ from generative_adapter.methods.prompting import (
     shared_ids,
 )
 from generative_adapter.methods.protocol import Answer, Context, Costs, Query, Wording
+from generative_adapter.methods.settings import MethodSettings
 
 
 class FullContext:
@@ -188,3 +189,24 @@ class FullContextCached(FullContext):
             stored_bytes=state.cached.num_bytes,
             contextualizing_seconds=state.seconds,
         )
+
+
+def build(base: BaseModel, settings: MethodSettings) -> FullContext:
+    """`full-context`."""
+    return FullContext(
+        base,
+        max_prompt_tokens=settings.max_prompt_tokens,
+        reserve_tokens=settings.reserve_tokens,
+        batching=settings.batching,
+    )
+
+
+def build_cached(base: BaseModel, settings: MethodSettings) -> FullContextCached:
+    """`full-context-cached`."""
+    return FullContextCached(
+        base,
+        settings.wording,
+        max_prompt_tokens=settings.max_prompt_tokens,
+        reserve_tokens=settings.reserve_tokens,
+        batching=settings.batching,
+    )

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from generative_adapter.base_model.costs import base_sizes, forward_flops
+from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.base_model.prompts import question_ids, start_ids
+from generative_adapter.checkpoint import load_generator, shipped_generator
 from generative_adapter.contextualizer import GenerativeAdapter
 from generative_adapter.generator.costs import adapter_flops, writing_flops
 from generative_adapter.generator.low_rank import LowRankAdapter
@@ -18,6 +20,7 @@ from generative_adapter.generator.memory import ContextMemory
 from generative_adapter.methods.answering import Batching, answer_prompts, answering_flops
 from generative_adapter.methods.prompting import answer_form, own_form, prompt_ids
 from generative_adapter.methods.protocol import Answer, Context, Costs, Query, Wording
+from generative_adapter.methods.settings import MethodSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,3 +120,10 @@ class GenerativeAdapterMethod:
 
 def _chunk_lengths(num_tokens: int, chunk_tokens: int) -> list[int]:
     return [min(chunk_tokens, num_tokens - start) for start in range(0, num_tokens, chunk_tokens)]
+
+
+def build(base: BaseModel, settings: MethodSettings) -> GenerativeAdapterMethod:
+    """`generative-adapter`, with the settings' generator or the shipped one."""
+    path = shipped_generator() if settings.generator is None else settings.generator
+    model = GenerativeAdapter(base, load_generator(path, base, any_base=settings.any_base))
+    return GenerativeAdapterMethod(model, task_wording=settings.task_wording, batching=settings.batching)
