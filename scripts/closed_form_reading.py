@@ -16,7 +16,7 @@ from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.base_model.prompts import answer_ids, pad_id, question_ids, start_ids
 from generative_adapter.data.facts import record_and_facts
 from generative_adapter.generator.generator import AdapterGenerator
-from generative_adapter.generator.target_generator import unit_rms
+from generative_adapter.generator.unit_rms import unit_rms
 from generative_adapter.training.recipe import TrainingRecipe
 from generative_adapter.training.sources import found_at
 

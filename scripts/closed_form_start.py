@@ -30,7 +30,7 @@ from generative_adapter.base_model.capture import on_block_inputs
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.checkpoint import GeneratorCheckpoint, build_generator
 from generative_adapter.generator.generator import AdapterGenerator
-from generative_adapter.generator.target_generator import unit_rms
+from generative_adapter.generator.unit_rms import unit_rms
 from generative_adapter.training.recipe import TrainingRecipe, load_recipe
 
 RIDGE_STRENGTH = 30.0  # times the mean eigenvalue of C: near-linear reads, since a query is not quite any key

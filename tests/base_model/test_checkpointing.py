@@ -86,7 +86,7 @@ def test_losses_and_gradients_are_those_without(family_name: str, settings: dict
         assert (actual[name] - wanted).norm() < 1e-5 * wanted.norm(), name
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "grouped", "sdpa"])
 def test_blocks_run_again_under_the_attention_kernel_of_the_pass(
     monkeypatch: pytest.MonkeyPatch, attention: str
 ) -> None:

@@ -53,7 +53,7 @@ def test_checkpointing_keeps_inputs_and_one_block(tiny_llama_base) -> None:
 
     def kept(checkpointing: bool) -> float:
         return activation_bytes(
-            sizes, 100, 50, 2, eager=False, checkpointing=checkpointing, first_layer=0, first_target=first
+            sizes, 100, 50, 2, attention="sdpa", checkpointing=checkpointing, first_layer=0, first_target=first
         )
 
     block = 100 * (2 * (24 + 12 + 12 + 20 + 37 + 37 + 20 + 37 + 24) + 2 * 4 * 20)

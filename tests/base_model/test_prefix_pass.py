@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from generative_adapter.base_model.capture import capture_block_inputs
+from generative_adapter.base_model.grouped_attention import register_grouped_attention
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.base_model.prefix_pass import (
     attention_kernel,
@@ -47,12 +48,13 @@ def test_equals_reading_chunk_by_chunk_in_every_family(family_base, start):
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "grouped"])
 @pytest.mark.parametrize("start", [(), (BEGIN,)], ids=["plain", "begin"])
 @pytest.mark.parametrize("value_shift", [0, 1, 3])
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 def test_equals_reading_chunk_by_chunk(normalization, value_shift, start, attention):
     base = tiny_base("llama")
+    register_grouped_attention()
     base.model.set_attn_implementation(attention)
     generator = random_generator(base, normalization=normalization, value_shift=value_shift)
     layout = make_layout(start=start)

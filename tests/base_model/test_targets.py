@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
+import torch
 from torch import nn
 
 from generative_adapter.base_model.targets import find_blocks, find_targets, is_transposed, linear_shape
@@ -54,6 +57,14 @@ def test_shapes_are_those_of_the_weights(family, family_base):
         assert tuple(weight.shape) == (target.out_features, target.in_features)
         assert linear_shape(module) == (target.in_features, target.out_features)
     assert is_transposed(module) == (family == "gpt2")
+
+
+def test_shapes_do_not_need_the_weights(family, family_base):
+    model = copy.deepcopy(family_base.model)
+    expected = find_targets(model, ("attention_output", "feed_forward_down"))
+    for parameter in model.parameters():  # as DeepSpeed leaves them while a module does not run
+        parameter.data = torch.empty(0)
+    assert find_targets(model, ("attention_output", "feed_forward_down")) == expected
 
 
 def test_targets_come_block_by_block_in_the_order_given(llama):

@@ -13,8 +13,9 @@ def measured(monkeypatch):
     """What `measure_training` was given; it calls for a plain ratio of 2.5."""
     given = {}
 
-    def measure_training(recipe, steps, warmup_steps, seed, *, plain, progress):
+    def measure_training(recipe, steps, warmup_steps, seed, *, plain, plain_attention, progress):
         given.update(recipe=recipe, steps=steps, warmup_steps=warmup_steps, seed=seed, plain=plain)
+        given.update(plain_attention=plain_attention)
         progress(1, 2)
         return TrainingSpeed(
             base_model="tiny",
@@ -25,6 +26,8 @@ def measured(monkeypatch):
             state_dim=recipe.generator.state_dim,
             rank=recipe.generator.rank,
             normalization=recipe.generator.normalization,
+            attention=recipe.attention,
+            plain_attention=plain_attention,
             chunk_tokens=recipe.generator.chunk_tokens,
             contexts_per_step=recipe.contexts_per_step,
             tokens_per_step=4096.0,
@@ -60,6 +63,7 @@ def test_default_task(run, measured):
     )
     assert (recipe.base_model, recipe.optimizer, recipe.dtype) == ("embedded", "adamw", "auto")
     assert measured["plain"] is True
+    assert measured["plain_attention"] == found["plain_attention"] == "sdpa"
 
 
 def test_flags(run, measured):
@@ -73,8 +77,19 @@ def test_flags(run, measured):
     assert (generator.chunk_tokens, generator.state_dim, generator.rank, generator.normalization) == (16, 32, 8, "svd")
     assert (recipe.base_model, recipe.device, recipe.dtype) == ("some/base", "cpu", "float32")
     assert [measured[name] for name in ("steps", "warmup_steps", "seed", "plain")] == [5, 1, 4, False]
+    assert recipe.attention == "grouped"
     assert "1,000.0" in result.stdout and "25.0%" in result.stdout
     assert "plain" not in result.stdout
+
+
+def test_attention(run, measured):
+    result = run("bench", "training", "--plain-attention", "eager", "--device", "cpu", "--chunk-tokens", 128)
+    shown = " ".join(result.stdout.split())
+    assert "(newton_schulz, grouped attention)" in shown and "(svd_lowrank, eager attention)" in shown
+    assert measured["plain_attention"] == "eager"
+    result = run("bench", "training", "--device", "cpu", "--segment-tokens", 600, "--chunk-tokens", 300, "--json")
+    found = json.loads(result.stdout)
+    assert (found["attention"], found["plain_attention"]) == ("sdpa", "sdpa")
 
 
 def test_table(run, measured):
@@ -98,5 +113,6 @@ def test_bad_input(fails, measured, tmp_path):
     message = fails("bench", "training", path, "--segments", 2, "--state-dim", 8)
     assert "--segments, --state-dim" in message
     assert "longer than a chunk" in fails("bench", "training", "--segment-tokens", 64)
+    assert "attention" in fails("bench", "training", "--plain-attention", "flash")
     assert "normalization" in fails("bench", "training", "--normalization", "none")
     assert measured == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -161,3 +162,22 @@ def test_any_number_resumes_behind_its_record(tmp_path: Path) -> None:
         assert len(whole) == count
         for index, (number, _) in enumerate(whole):
             assert list(numbered_records(path, skip=number)) == whole[index + 1 :]
+
+
+def test_gzip_files_are_read(tmp_path: Path) -> None:
+    packed = gzip.compress("".join(json.dumps(row) + "\n" for row in SQUAD_ROWS).encode())
+    (tmp_path / "rivers.jsonl.gz").write_bytes(packed)
+    assert list(numbered_records(tmp_path / "rivers.jsonl.gz")) == SQUAD_RECORDS
+    (tmp_path / "notes.md.gz").write_bytes(gzip.compress("Été à Graz.".encode()))
+    assert list(read_records(tmp_path / "notes.md.gz")) == [Record("Été à Graz.", (), "notes")]
+    (tmp_path / "cut.jsonl.gz").write_bytes(packed[:-9])
+    with pytest.raises(DataError, match=r"cut\.jsonl\.gz: not a readable gzip file"):
+        list(read_records(tmp_path / "cut.jsonl.gz"))
+
+
+def test_titles_and_unanswered_questions_are_kept_beside(tmp_path: Path) -> None:
+    rows = [{**row, "title": "Rivers_of Styria"} for row in SQUAD_ROWS[:2]]
+    rows.insert(1, {**rows[0], "answers": {"text": []}})
+    (record,) = read_records(_json_lines(tmp_path / "rivers.jsonl", rows))
+    assert (record.title, record.num_unanswered, len(record.questions)) == ("Rivers of Styria", 1, 2)
+    assert record == SQUAD_RECORDS[0][1]

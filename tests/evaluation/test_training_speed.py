@@ -13,9 +13,11 @@ from torch import Tensor
 
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.errors import ConfigError
+from generative_adapter.evaluation import plain_training, training_speed
 from generative_adapter.evaluation.time_split import LabelledSeconds
 from generative_adapter.evaluation.training_speed import measure_training, segments_recipe, split_step
 from generative_adapter.generator import target_generator
+from generative_adapter.training import objectives
 from generative_adapter.training.sources import ContextSampler
 from generative_adapter.training.token_cache import prepare
 
@@ -55,6 +57,7 @@ def test_measures_both_on_the_same_texts(tiny_llama_base: BaseModel, tmp_path: P
     assert result.ratio == pytest.approx(result.ours.tokens_per_second / result.plain.tokens_per_second)
     assert result.ours.tokens_per_second == pytest.approx(156 / result.ours.median_step_seconds, rel=1e-6)
     assert (result.num_steps, result.state_dim, result.dtype, result.device) == (3, 5, "float32", "cpu")
+    assert (result.attention, result.plain_attention) == (recipe.attention, "sdpa")
     assert result.num_threads == torch.get_num_threads()
     assert done == [(1, 6), (2, 6), (3, 6), (4, 6), (6, 6)]
     assert result.split.keys() == PARTS
@@ -70,6 +73,35 @@ def test_plain_implementation_can_be_left_out(tiny_llama_base: BaseModel, tmp_pa
         measure_training(segments_recipe(tmp_path, **SIZES), 0, base=tiny_llama_base)
     with pytest.raises(ConfigError, match="warm-up"):
         measure_training(segments_recipe(tmp_path, **SIZES), 1, -1, base=tiny_llama_base)
+
+
+def test_each_attends_by_its_own_kernel(
+    tiny_llama_base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def watch(part: Any, name: str) -> None:
+        own = part.attention_kernel
+
+        def watched(model: Any, kernel: str) -> Any:
+            seen.append(f"{name} {kernel}")
+            return own(model, kernel)
+
+        monkeypatch.setattr(part, "attention_kernel", watched)
+
+    watch(plain_training, "plain")
+    watch(objectives, "ours")
+    kept: list[bool] = []
+    monkeypatch.setattr(training_speed, "keep_memory_blocks", lambda: kept.append(True))
+    recipe = segments_recipe(tmp_path, **SIZES, device="cpu")
+    measure_training(recipe, 1, 0, base=tiny_llama_base, plain_attention="sdpa")
+    assert set(seen) == {"ours grouped", "plain sdpa"}
+    assert kept == [True]
+
+
+def test_long_chunks_attend_by_sdpa(tmp_path: Path) -> None:
+    recipe = segments_recipe(tmp_path, segment_tokens=514, chunk_tokens=257, device="cpu")
+    assert (recipe.attention, recipe.device) == ("sdpa", "cpu")
 
 
 class SlowFrobenius(torch.autograd.Function):

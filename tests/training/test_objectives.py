@@ -73,7 +73,7 @@ def slow_losses(
     return found
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa", None])
+@pytest.mark.parametrize("attention", ["eager", "grouped", "sdpa", None])
 @pytest.mark.parametrize(
     ("start", "settings"),
     [
@@ -124,7 +124,10 @@ def test_correct_marks_the_likeliest_token(base: BaseModel, random_generator: Ca
             best = int(base.model(input_ids=torch.tensor([asked])).logits[0, -1].argmax())
     segments = (Segment((*asked, best), 3, 1, "answer"), Segment((*asked, best + 1), 3, 1, "answer"))
     batch = assemble([ContextItem((context,), segments)], pad_id=0, start_ids=(), row_tokens=16)
-    result = token_losses(base, generator, batch)
+    assert token_losses(base, generator, batch).correct is None  # only where there are no gradients
+    with torch.no_grad():
+        result = token_losses(base, generator, batch)
+    assert result.correct is not None
     assert result.correct.tolist() == [label == best for label in batch.labels.tolist()]
     assert sorted(result.correct.tolist()) == [False, True]
     assert result.losses[result.correct] < result.losses[~result.correct]
@@ -199,7 +202,7 @@ def test_nothing_is_looked_up_where_it_is_not_known(
     assert token_losses(base, random_generator(normalization="ridge"), batch, lookup=True).lookup_losses is None
 
 
-@pytest.mark.parametrize("attention", ["eager", None])
+@pytest.mark.parametrize("attention", ["grouped", None])
 @pytest.mark.parametrize("lookup", [False, True])
 def test_checkpointing_changes_neither_losses_nor_gradients(
     base: BaseModel, random_generator: Callable[..., AdapterGenerator], lookup: bool, attention: str | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.base_model.targets import find_blocks
 from generative_adapter.checkpoint import named_weights
 from generative_adapter.errors import ConfigError, MissingDependencyError
+from generative_adapter.training import zero3
 from generative_adapter.training.processes import Processes
 from generative_adapter.training.recipe import load_recipe
 from generative_adapter.training.run import make_trainer
@@ -52,6 +54,18 @@ def test_a_missing_accelerate_is_named_with_the_remedy(monkeypatch: pytest.Monke
         Processes("cpu")
 
 
+def test_lower_stages_of_zero_are_plain_data_parallelism(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for stage, shards in ((2, False), (3, True)):
+        given = {"zero_optimization": {"stage": stage}}
+        monkeypatch.setattr(zero3, "make_accelerator", lambda on_cpu, given=given: (Processes().accelerator, given))
+        monkeypatch.setattr(zero3, "asked_for", iter([True, False]).__next__)
+        caplog.clear()
+        assert Processes("cpu").shards is shards
+        assert ("ZeRO stage 2 splits nothing" in caplog.text) is not shards
+
+
 SHARDED = {
     "shard_base": True,
     "gradient_checkpointing": True,
@@ -62,10 +76,31 @@ SHARDED = {
 }
 
 
+# Below its threshold DeepSpeed keeps weights whole, which would be all of the tiny model's.
+ZERO3 = {
+    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, "reduce_bucket_size": "auto"},
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_clipping": 1.0,
+}
+TORCHRUN = ["torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+with_deepspeed = pytest.param(
+    {**SHARDED, "shard_base": False},
+    ["accelerate.commands.launch", "--use_deepspeed", "--num_processes", "2", "--main_process_port", "0"],
+    id="deepspeed",
+    marks=[
+        pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed"),
+        pytest.mark.skipif(torch.cuda.is_available(), reason="DeepSpeed would want a GPU for each process"),
+    ],
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", [{}, SHARDED], ids=["plain", "sharded"])
+@pytest.mark.parametrize(
+    ("extra", "launcher"),
+    [pytest.param({}, TORCHRUN, id="plain"), pytest.param(SHARDED, TORCHRUN, id="sharded"), with_deepspeed],
+)
 def test_two_processes_give_the_losses_and_weights_of_one(
-    base: BaseModel, write_recipe: Callable[..., Path], tmp_path: Path, extra: dict[str, Any]
+    base: BaseModel, write_recipe: Callable[..., Path], tmp_path: Path, extra: dict[str, Any], launcher: list[str]
 ) -> None:
     settings = {
         "device": "cpu" if torch.cuda.is_available() else "auto",
@@ -79,7 +114,11 @@ def test_two_processes_give_the_losses_and_weights_of_one(
     one = make_trainer(load_recipe(write_recipe("one.yaml", output=str(tmp_path / "one"), **settings)), base)
     one.run()
     path = write_recipe("two.yaml", output=str(tmp_path / "two"), **settings)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    if "--use_deepspeed" in launcher:
+        config = tmp_path / "zero3.json"
+        config.write_text(json.dumps(ZERO3))
+        launcher = [*launcher, "--deepspeed_config_file", str(config)]
+    command = [sys.executable, "-m", *launcher]
     script = Path(__file__).parent / "two_processes.py"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     subprocess.run([*command, str(script), str(path), str(tmp_path)], check=True, timeout=300, env=environment)
@@ -87,6 +126,7 @@ def test_two_processes_give_the_losses_and_weights_of_one(
     kept = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
     whole = sum(parameter.numel() for parameter in find_blocks(base.model)[1].parameters())
     expected_part = (0.4 * whole, 0.6 * whole) if extra else (whole, whole)
+    assert {numbers["fingerprint"] for numbers in kept} == {base.fingerprint}
     assert all(expected_part[0] <= numbers["blocks"] <= expected_part[1] for numbers in kept)
     if extra:
         assert len({numbers["passes"] for numbers in kept}) == 2  # what idle passes are for

@@ -116,7 +116,7 @@ def test_overrides(plain: Path) -> None:
         ("distillation_top_k=0", "distillation_top_k must be positive"),
         ("sources.0.reconstruction=1.5", "reconstruction must lie in 0..1"),
         ("sources.0.held_out_share=1", "held_out_share"),
-        ("attention=flash", "attention must be eager or sdpa"),
+        ("attention=flash", "attention must be eager, grouped or sdpa"),
         ("normalization_backward=float16", "normalization_backward must be float32 or bfloat16"),
         ("adam_betas=[0.9]", "adam_betas"),
         ("decay_share=2", "decay_share"),

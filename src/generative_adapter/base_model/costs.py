@@ -159,7 +159,7 @@ def activation_bytes(
     row_tokens: float,
     number_bytes: int,
     *,
-    eager: bool,
+    attention: str,
     checkpointing: bool,
     first_layer: int,
     first_target: str,
@@ -167,29 +167,31 @@ def activation_bytes(
     """About how much a forward pass keeps of its blocks for the backward pass; an upper estimate.
 
     A token of a block keeps the output of every linear, the attention's output and the input of the widest linear
-    (`number_bytes` each) and the inputs of two norms in float32; eager attention also its weights in float32 and as
-    cast, heads * c. Of the lowest target's block it is what comes after the target. With checkpointing every block
-    keeps its input, and one block at a time all of that.
+    (`number_bytes` each) and the inputs of two norms in float32; `grouped` attention also its weights, heads * c, and
+    `eager` those and their float32 copy. Of the lowest target's block it is what comes after the target. With
+    checkpointing every block keeps its input, and one block at a time all of that.
 
     Args:
         sizes: of the base model.
         num_tokens: n, tokens of the rows with gradients, padding included.
         row_tokens: c.
         number_bytes: bytes of a number of the base model.
-        eager: whether attention weights are made.
+        attention: attention kernel, `eager`, `grouped` or `sdpa`.
         checkpointing: whether blocks are computed again in the backward pass.
         first_layer: block of the lowest target.
         first_target: path of the first target in it, in the order of the modules.
     """
-    attention = number_bytes * sizes.attention_width + 4 * sizes.hidden_size
-    if eager:
-        attention += sizes.num_heads * row_tokens * (4 + (number_bytes if number_bytes < 4 else 0))
+    attended = number_bytes * sizes.attention_width + 4 * sizes.hidden_size
+    if attention == "eager":
+        attended += sizes.num_heads * row_tokens * (4 + (number_bytes if number_bytes < 4 else 0))
+    if attention == "grouped":
+        attended += sizes.num_heads * row_tokens * number_bytes
     each = []
     for layer, block in enumerate(sizes.blocks[first_layer:], start=first_layer):
         linears, through = (block.after(first_target)) if layer == first_layer else (block.linears, 8)
         outputs = sum(outputs for _, _, outputs in linears)
         widest = max((inputs for _, inputs, _ in linears), default=0)
-        kept = number_bytes * (outputs + widest) + 4 * sizes.hidden_size + (attention if through else 0)
+        kept = number_bytes * (outputs + widest) + 4 * sizes.hidden_size + (attended if through else 0)
         each.append(num_tokens * kept)
     if not checkpointing:
         return sum(each)

@@ -78,7 +78,7 @@ def load_base_model(source: str | Path | None = None, *, device: str = "auto", d
         ConfigError: `device` or `dtype` is unknown or not to be had here.
         MissingDependencyError: a GGUF file is to be dequantised and the package `gguf` is absent.
     """
-    chosen_device = _choose_device(device)
+    chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
     found = _locate(source)
     with _readable(found) as place:
@@ -121,7 +121,12 @@ def find_embedded_gguf() -> Path:
     )
 
 
-def _choose_device(device: str) -> torch.device:
+def choose_device(device: str) -> torch.device:
+    """The device that `device` means here; see `load_base_model`.
+
+    Raises:
+        ConfigError: when it is unknown or not there.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

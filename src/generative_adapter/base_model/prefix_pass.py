@@ -22,7 +22,9 @@ from torch.profiler import record_function
 
 from generative_adapter.base_model.capture import on_block_inputs
 from generative_adapter.base_model.checkpointing import recompute_blocks
+from generative_adapter.base_model.grouped_attention import GROUPED, register_grouped_attention
 from generative_adapter.base_model.inject import add_to_outputs
+from generative_adapter.base_model.lean_norms import find_plain_norms, lean_norms
 from generative_adapter.errors import BaseModelError
 from generative_adapter.generator.generator import GENERATOR_LABEL, AdapterGenerator
 from generative_adapter.generator.normalization import ridge_inverse
@@ -202,11 +204,12 @@ def prefix_logits(
 
     updates = {target.name: make_update(target.name) for target in generator.targets}
     kernel = getattr(model.config, "_attn_implementation", None)
+    norms = find_plain_norms(model)
 
     @contextmanager
     def again(layer: int) -> Iterator[None]:
         own = {name: updates[name] for name in by_layer.get(layer, [])}
-        with attention_kernel(model, kernel), add_to_outputs(model, own):
+        with attention_kernel(model, kernel), lean_norms(norms), add_to_outputs(model, own):
             yield
 
     with (
@@ -214,6 +217,7 @@ def prefix_logits(
         on_block_inputs(model, generator.layers, take_in),
         add_to_outputs(model, updates),
         head_at(model, rows.supervised),
+        lean_norms(norms),
     ):
         output = model(
             input_ids=rows.input_ids,
@@ -243,11 +247,13 @@ def prefix_logits(
 
 @contextmanager
 def attention_kernel(model: nn.Module, name: str | None) -> Iterator[None]:
-    """While open, the model attends with another kernel (`eager`, `sdpa`); None leaves its own."""
+    """While open, the model attends with another kernel (`eager`, `grouped`, `sdpa`); None leaves its own."""
     own: Any = getattr(getattr(model, "config", None), "_attn_implementation", None)
     if name is None or name == own or own is None:
         yield
         return
+    if name == GROUPED:
+        register_grouped_attention()
     model.set_attn_implementation(name)  # type: ignore[operator]
     try:
         yield

@@ -70,9 +70,10 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """(d_in, d_out) of a linear layer, or None for any other module; GPT-2's transposed Conv1D counts as linear."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
-    weight = getattr(module, "weight", None)
-    if type(module).__name__ == "Conv1D" and weight is not None and weight.ndim == 2:
-        return weight.shape[0], weight.shape[1]
+    # Not by its weight: where the model is sharded, that may be elsewhere.
+    nx, nf = getattr(module, "nx", None), getattr(module, "nf", None)
+    if type(module).__name__ == "Conv1D" and isinstance(nx, int) and isinstance(nf, int):
+        return nx, nf
     return None
 
 

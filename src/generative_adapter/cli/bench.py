@@ -44,6 +44,9 @@ def training(
     warmup_steps: Annotated[int, typer.Option(min=0, help="Steps before those.")] = 2,
     seed: Annotated[int, typer.Option(min=0, help="Decides weights and texts.")] = 0,
     skip_plain: Annotated[bool, typer.Option("--skip-plain", help="Leave the plain implementation out.")] = False,
+    plain_attention: Annotated[
+        str, typer.Option(help="Attention of the plain implementation: sdpa, which Transformers models have, or eager.")
+    ] = "sdpa",
     base_model: BaseModelOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -51,7 +54,10 @@ def training(
 ) -> None:
     """Times training steps against a plain implementation of the same loss, and splits their time.
 
-    The plain one reads chunk after chunk in a Python loop and normalises by torch.svd_lowrank.
+    The plain one reads chunk after chunk in a Python loop and normalises by torch.svd_lowrank. It attends by sdpa, as
+    Transformers models do unless told otherwise. This project's steps attend as the config says; without a config by
+    grouped on a CPU where chunks have at most 256 tokens, as in the shipped configs for CPUs, else by sdpa. Grouped is
+    eager with fewer operations; --plain-attention eager compares with that.
     """
     sizes = {
         "num_segments": num_segments,
@@ -68,14 +74,25 @@ def training(
     if config is not None and not config.is_file():
         raise ConfigError(f"{config}: there is no such config file")
 
+    if plain_attention not in ("eager", "sdpa"):
+        raise ConfigError(f"--plain-attention must be eager or sdpa, got {plain_attention!r}")
+
     from generative_adapter.evaluation.training_speed import measure_training, segments_recipe
     from generative_adapter.training.recipe import load_recipe
 
     with tempfile.TemporaryDirectory() as folder, bar_progress("Training steps") as progress:
-        recipe = load_recipe(config) if config else segments_recipe(Path(folder), seed=seed, **given)
+        recipe = load_recipe(config) if config else segments_recipe(Path(folder), seed=seed, device=device, **given)
         changed = {"base_model": base_model, "device": device, "dtype": dtype}
         recipe = replace(recipe, **{name: value for name, value in changed.items() if value not in (None, "auto")})
-        result = measure_training(recipe, steps, warmup_steps, seed, plain=not skip_plain, progress=progress)
+        result = measure_training(
+            recipe,
+            steps,
+            warmup_steps,
+            seed,
+            plain=not skip_plain,
+            plain_attention=plain_attention,
+            progress=progress,
+        )
     if as_json:
         print_json(result.to_dict())
     else:
@@ -89,7 +106,10 @@ def _show(result: TrainingSpeed) -> None:
         f"{result.state_dim}, {result.contexts_per_step} contexts, {result.tokens_per_step:,.0f} tokens a step"
     )
     table = Table("", "tokens/s", "seconds a step", title=title)
-    rows = {f"this project ({result.normalization})": result.ours, "plain (svd_lowrank)": result.plain}
+    rows = {
+        f"this project ({result.normalization}, {result.attention} attention)": result.ours,
+        f"plain (svd_lowrank, {result.plain_attention} attention)": result.plain,
+    }
     for name, times in rows.items():
         if times is not None:
             table.add_row(name, f"{times.tokens_per_second:,.1f}", f"{times.median_step_seconds:.3f}")

@@ -75,7 +75,8 @@ def _by_context(records: Iterable[NumberedRecord]) -> Iterator[NumberedRecord]:
     group: NumberedRecord | None = None
     for number, record in records:
         if group and group[1].context == record.context:
-            record = replace(group[1], questions=group[1].questions + record.questions)
+            num_unanswered = group[1].num_unanswered + record.num_unanswered
+            record = replace(group[1], questions=group[1].questions + record.questions, num_unanswered=num_unanswered)
         elif group:
             yield group
         group = number, record

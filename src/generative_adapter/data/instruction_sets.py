@@ -51,7 +51,15 @@ def read_text(row: Row, where: str) -> Record | None:
 
 def read_questions(row: Row, where: str) -> Record:
     """This project's own rows: `context` and `qa`, a list of objects with `question` and `answers`."""
-    return Record(text_at(row, "context", where), questions_in(row.get("qa"), where, '"qa"'))
+    questions = questions_in(row.get("qa"), where, '"qa"')
+    num_unanswered = len(row["qa"]) - len(questions)
+    return Record(text_at(row, "context", where), questions, title=title_in(row), num_unanswered=num_unanswered)
+
+
+def title_in(row: Row) -> str:
+    """The `title` of a row, as it would be written in a text; empty where there is none."""
+    title = row.get("title")
+    return title.replace("_", " ").strip() if isinstance(title, str) else ""
 
 
 def questions_in(items: Any, where: str, field: str) -> tuple[Question, ...]:
@@ -76,7 +84,9 @@ def read_squad(row: Row, where: str) -> Record:
     """SQuAD: `context`, `question`, `answers.text`. A question without an answer (version 2) is left out."""
     question = text_at(row, "question", where).strip()
     answers = answers_in(row.get("answers"), where)
-    return Record(text_at(row, "context", where), (Question(question, answers),) if answers else ())
+    questions = (Question(question, answers),) if answers else ()
+    context = text_at(row, "context", where)
+    return Record(context, questions, title=title_in(row), num_unanswered=1 - len(questions))
 
 
 def read_coqa(row: Row, where: str) -> Record:

@@ -1,7 +1,7 @@
 """Records from files: a context with its questions a record, whatever the file's format.
 
-A file's format is found from its content; of its name only a `.zst` ending matters, and `.txt`, `.text` and `.md`,
-which let content that is no JSON be a document:
+A file's format is found from its content; of its name only a `.zst` or `.gz` ending matters, and `.txt`, `.text` and
+`.md`, which let content that is no JSON be a document:
 
     SQuAD v1.1        {"data": [{"title", "paragraphs": [{"context", "qas": [{"question", "answers": [{"text"}]}]}]}]}
     rows              JSON Lines or Parquet, of which the first row tells what they are:
@@ -17,8 +17,10 @@ Leaves out: downloading (`hub.py`), tokenising, and conversations, which have re
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -26,16 +28,16 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from generative_adapter.data.converters import Converter, converter_for_row, converter_named
-from generative_adapter.data.instruction_sets import questions_in, read_questions
+from generative_adapter.data.instruction_sets import questions_in, read_questions, title_in
 from generative_adapter.data.rows import Question, Record, Row, kind, text_at
 from generative_adapter.errors import DataError, MissingDependencyError
 
-__all__ = ["Question", "Record", "numbered_records", "read_records"]
+__all__ = ["Question", "Record", "numbered_records", "open_text", "read_records"]
 
 FORMATS = (
     'SQuAD v1.1 JSON ({"data": [...]}), JSON Lines or Parquet with {"context", "qa": [{"question", "answers"}]}, '
     '{"context", "question", "answers"}, {"task", "input", "output"} or {"text"} or for a converter that is named, '
-    "or plain text (.txt, .text, .md), each but Parquet optionally compressed (.zst)"
+    "or plain text (.txt, .text, .md), each but Parquet optionally compressed (.zst, .gz)"
 )
 _INSTALL = "pip install 'generative-adapter[train]'"
 _PLAIN_TEXT_ENDINGS = (".txt", ".text", ".md")
@@ -51,7 +53,8 @@ def read_records(path: Path, converter: str | None = None) -> Iterator[Record]:
     Questions that carry no answer at all are left out; answers are stripped and repeated ones dropped.
 
     Args:
-        path: a JSON, JSON Lines or plain text file in UTF-8, optionally compressed (`.zst`), or a Parquet file.
+        path: a JSON, JSON Lines or plain text file in UTF-8, optionally compressed (`.zst`, `.gz`), or a Parquet
+            file.
         converter: name of the converter of `converters.py` that reads each row; None: what the first row calls for.
 
     Yields:
@@ -90,7 +93,7 @@ def numbered_records(path: Path, converter: str | None = None, *, skip: int = 0)
             raise DataError(f"{path}: the file holds no row; expected {FORMATS}")
         yield from _row_records(path, first, rows, named, source, skip)
         return
-    with _open_text(path) as lines:
+    with open_text(path) as lines:
         try:
             yield from _text_records(path, lines, named, source, skip)
         except UnicodeDecodeError as error:
@@ -180,11 +183,12 @@ def _squad_records(path: Path, content: Any, source: str, skip: int) -> Iterator
             if not isinstance(paragraph, dict):
                 raise DataError(f'{place}: not an object but {kind(paragraph)}; expected {{"context", "qas"}}')
             questions = questions_in(paragraph.get("qas"), place, '"qas"')
-            yield number, Record(text_at(paragraph, "context", place), questions, source)
+            context, num_unanswered = text_at(paragraph, "context", place), len(paragraph["qas"]) - len(questions)
+            yield number, Record(context, questions, source, title_in(article), num_unanswered)
 
 
 def _is_plain_text_name(path: Path) -> bool:
-    name = path.with_suffix("") if path.suffix == ".zst" else path
+    name = path.with_suffix("") if path.suffix in (".zst", ".gz") else path
     return name.suffix.lower() in _PLAIN_TEXT_ENDINGS
 
 
@@ -212,7 +216,20 @@ def _parquet_rows(path: Path) -> Iterator[NumberedRow]:
 
 
 @contextmanager
-def _open_text(path: Path) -> Iterator[TextIO]:
+def open_text(path: Path) -> Iterator[TextIO]:
+    """Opens a UTF-8 file for reading; a name that ends in `.zst` or `.gz` is decompressed on the way.
+
+    Raises:
+        DataError: it is not compressed as its name says.
+        MissingDependencyError: it is `.zst`, and `zstandard` is not installed.
+    """
+    if path.suffix == ".gz":
+        try:
+            with gzip.open(path, "rt", encoding="utf-8-sig") as lines:
+                yield lines
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise DataError(f"{path}: not a readable gzip file ({error}); expected {FORMATS}") from error
+        return
     if path.suffix != ".zst":
         with path.open(encoding="utf-8-sig") as lines:
             yield lines

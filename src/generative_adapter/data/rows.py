@@ -7,7 +7,7 @@ which fields a data set has (`converters.py`), and files (`records.py`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from generative_adapter.errors import DataError
@@ -29,11 +29,21 @@ class Question:
 
 @dataclass(frozen=True)
 class Record:
-    """A context, its questions (none for plain documents) and the name of where it came from."""
+    """A context, its questions (none for plain documents) and the name of where it came from.
+
+    Attributes:
+        context: the text.
+        questions: asked about it, each with an answer.
+        source: name of the file, the task or the document's own source.
+        title: of the article the context is part of, where the format tells it; no part of equality.
+        num_unanswered: questions without an answer, which were left out; no part of equality.
+    """
 
     context: str
     questions: tuple[Question, ...] = ()
     source: str = ""
+    title: str = field(default="", compare=False)
+    num_unanswered: int = field(default=0, compare=False)
 
 
 def value_at(row: Row, path: str, where: str) -> Any:

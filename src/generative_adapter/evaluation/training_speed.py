@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from generative_adapter.base_model.loading import BaseModel, load_base_model
+from generative_adapter.base_model.loading import BaseModel, choose_device, load_base_model
 from generative_adapter.config import GeneratorConfig, require
 from generative_adapter.data.facts import sample_facts_record
 from generative_adapter.evaluation.plain_training import PlainTrainer
 from generative_adapter.evaluation.time_split import LabelledSeconds, labelled_seconds
 from generative_adapter.generator.generator import GENERATOR_LABEL
 from generative_adapter.generator.normalization import NORMALIZATION_LABEL
+from generative_adapter.training.memory_blocks import keep_memory_blocks
 from generative_adapter.training.recipe import SourceConfig, TrainingRecipe
 from generative_adapter.training.run import make_trainer
 
@@ -36,6 +37,7 @@ ProgressCallback = Callable[[int, int], None]
 LABELS = (GENERATOR_LABEL, NORMALIZATION_LABEL)
 _PROFILED_STEPS = 2
 _NUM_TEXTS = 32
+_SHORT_CHUNK = 256  # tokens; fused attention on a CPU pays off in longer rows only
 _CHARACTERS_PER_TOKEN = 8  # no tokenizer takes more on average, so every text has the tokens of a segment
 
 
@@ -77,6 +79,8 @@ class TrainingSpeed:
         state_dim: d_r.
         rank: r.
         normalization: that of the project's step; the plain one takes `torch.svd_lowrank`.
+        attention: attention kernel of the project's step.
+        plain_attention: that of the plain one.
         chunk_tokens: tokens of a chunk.
         contexts_per_step: contexts in a step.
         tokens_per_step: real tokens in a step, on average: every token that is run, contexts and what is asked of them.
@@ -96,6 +100,8 @@ class TrainingSpeed:
     state_dim: int
     rank: int
     normalization: str
+    attention: str
+    plain_attention: str
     chunk_tokens: int
     contexts_per_step: int
     tokens_per_step: float
@@ -120,6 +126,7 @@ def segments_recipe(
     state_dim: int = 128,
     rank: int | None = None,
     normalization: str = "newton_schulz",
+    device: str = "auto",
     seed: int = 0,
 ) -> TrainingRecipe:
     """A recipe of reconstruction and completion (eq. 5) on segments of synthetic text, which is written to a folder.
@@ -132,6 +139,8 @@ def segments_recipe(
         state_dim: d_r.
         rank: r; None: the same as `state_dim`.
         normalization: of the project's step.
+        device: of the recipe; on a CPU and with short chunks rows attend by `grouped`, as in the shipped recipes for
+            CPUs.
         seed: decides the text.
 
     Raises:
@@ -142,6 +151,7 @@ def segments_recipe(
         f"a segment must be longer than a chunk ({chunk_tokens} tokens), got {segment_tokens}: there would be nothing "
         "to complete",
     )
+    on_cpu = choose_device(device).type == "cpu"
     rng = random.Random(seed)
     path = folder / "texts.jsonl"
     texts = []
@@ -171,6 +181,8 @@ def segments_recipe(
         ),
         contexts_per_step=num_segments,
         row_tokens=chunk_tokens,
+        attention="grouped" if on_cpu and chunk_tokens <= _SHORT_CHUNK else "sdpa",
+        device=device,
     )
 
 
@@ -181,6 +193,7 @@ def measure_training(
     seed: int = 0,
     *,
     plain: bool = True,
+    plain_attention: str = "sdpa",
     base: BaseModel | None = None,
     progress: ProgressCallback | None = None,
 ) -> TrainingSpeed:
@@ -192,6 +205,8 @@ def measure_training(
         warmup_steps: steps of each before those.
         seed: decides initial weights, contexts and the plain implementation's random numbers.
         plain: whether to run the plain implementation.
+        plain_attention: its attention kernel, `eager` or `sdpa`, which Transformers gives a model unless told
+            otherwise.
         base: the recipe's base model, when it is loaded already.
         progress: is given `(steps done, steps in all)`.
 
@@ -203,9 +218,12 @@ def measure_training(
     with tempfile.TemporaryDirectory() as folder:
         recipe = with_changes(recipe, seed=seed, output=folder)
         base = base or load_base_model(recipe.base_model, device=recipe.device, dtype=recipe.dtype)
+        on_cpu = base.device.type == "cpu"
+        if on_cpu:
+            keep_memory_blocks()
         trainer = make_trainer(recipe, base)
-    plain_trainer = PlainTrainer(recipe, base, copy.deepcopy(trainer.generator)) if plain else None
-    on_cpu = base.device.type == "cpu"
+    plain_recipe = with_changes(recipe, attention=plain_attention)
+    plain_trainer = PlainTrainer(plain_recipe, base, copy.deepcopy(trainer.generator)) if plain else None
     profiled_steps = _PROFILED_STEPS if on_cpu else 0
     total = warmup_steps + steps + profiled_steps
     ours: list[dict[str, float]] = []
@@ -242,6 +260,8 @@ def measure_training(
         state_dim=generator.state_dim,
         rank=generator.rank,
         normalization=generator.normalization,
+        attention=recipe.attention,
+        plain_attention=plain_attention,
         chunk_tokens=generator.chunk_tokens,
         contexts_per_step=recipe.contexts_per_step,
         tokens_per_step=statistics.mean(step["real_tokens"] for step in ours[warmup_steps:]),

@@ -14,8 +14,8 @@ from torch.profiler import record_function
 
 from generative_adapter.generator.low_rank import LowRankFactors
 from generative_adapter.generator.normalization import NORMALIZATION_LABEL, factorize, normalize, ridge
+from generative_adapter.generator.unit_rms import unit_rms
 
-_NORM_EPSILON = 1e-6
 _FIRST_RIDGE = 3.0  # a new generator's keys have a mean square of one in each of their entries
 _OPEN_GATE = 5.0
 
@@ -191,12 +191,6 @@ class TargetGenerator(nn.Module):
             left, right = factorize(state, self.normalization, self.rank, self.subspace_iterations)
         down = self.query_proj if right is None else right @ self.query_proj
         return LowRankFactors(down=down, up=self.scale * (self.output_proj @ left))
-
-
-def unit_rms(hidden: Tensor) -> Tensor:
-    """Tokens scaled to a root mean square of one; the square is taken in float32."""
-    exact = hidden.float()
-    return (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + _NORM_EPSILON)).to(hidden.dtype)
 
 
 def window_weights(

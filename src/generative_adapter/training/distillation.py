@@ -128,8 +128,8 @@ def distillation_losses(logits: Tensor, targets: TeacherTargets) -> Tensor:
     """Kullback-Leibler divergence sum_k p_k (log p_k - log q_k) of each distilled token, `[distilled]`, in nats.
 
     Args:
-        logits: of the adapted model, `[supervised, vocabulary]`, float32; q is their softmax over all words.
+        logits: of the adapted model, `[supervised, vocabulary]`; q is their softmax over all words, in float32.
         targets: the teacher's p over its likeliest tokens.
     """
-    chosen = F.log_softmax(logits, dim=-1)[targets.labels].gather(-1, targets.tokens)
+    chosen = F.log_softmax(logits[targets.labels].float(), dim=-1).gather(-1, targets.tokens)
     return F.kl_div(chosen, targets.probabilities, reduction="none").sum(-1)

@@ -61,6 +61,7 @@ def held_out_values(
         result = token_losses(base, generator, batch, attention, num_reads=num_reads)
         sums.index_add_(0, batch.objectives, result.losses.cpu())
         counts += torch.bincount(batch.objectives, minlength=len(OBJECTIVES))
+        assert result.correct is not None
         wrong = torch.zeros(int(batch.segment_index.max()) + 1).index_add_(
             0, batch.segment_index, (~result.correct.cpu()).float()
         )

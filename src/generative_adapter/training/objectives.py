@@ -20,6 +20,7 @@ from generative_adapter.base_model.prefix_pass import (
 )
 from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.training.batches import OBJECTIVES, Batch
+from generative_adapter.training.cross_entropy import cross_entropy
 from generative_adapter.training.distillation import distillation_losses, teacher_targets
 
 LOOKUP_SHARPNESS = 10.0
@@ -31,14 +32,15 @@ class TokenLosses:
 
     Attributes:
         losses: -log P of each label, `[supervised]`, float32, with gradients.
-        correct: whether the label was the likeliest token, `[supervised]`.
+        correct: whether the label was the likeliest token, `[supervised]`; None with gradients, where it would only
+            cost time.
         lookup_losses: of each read whose token is known, mean over targets, `[lookups]`.
         lookup_correct: share of targets whose largest weight is at the right token, `[lookups]`.
         distillation_losses: divergence from the teacher of each token that has one, `[distilled]`, with gradients.
     """
 
     losses: Tensor
-    correct: Tensor
+    correct: Tensor | None
     lookup_losses: Tensor | None = None
     lookup_correct: Tensor | None = None
     distillation_losses: Tensor | None = None
@@ -60,7 +62,7 @@ def token_losses(
         base: the frozen base model.
         generator: gets gradients.
         batch: the pass.
-        attention: attention kernel of the rows with gradients, `eager` or `sdpa`; None: the model's own.
+        attention: attention kernel of the rows with gradients, `eager`, `grouped` or `sdpa`; None: the model's own.
         lookup: also the losses of looking answers up: cross-entropy of the softmax over the context's tokens of
             `LOOKUP_SHARPNESS` times the weights of a read, at the token whose value is the answer's next token.
         distillation_top_k: of a batch with a teacher, how many of its likeliest tokens count.
@@ -92,8 +94,8 @@ def token_losses(
     with attention_kernel(base.model, attention):
         membership = batch.membership.to(device)
         logits, weights = prefix_logits(base.model, generator, first, moved, membership, lookups, checkpointing)
-    logits = logits.float()
-    result = TokenLosses(F.cross_entropy(logits, labels, reduction="none"), logits.detach().argmax(-1) == labels)
+    correct = None if torch.is_grad_enabled() else logits.argmax(-1) == labels
+    result = TokenLosses(cross_entropy(logits, labels), correct)
     if targets is not None:
         result = replace(result, distillation_losses=distillation_losses(logits, targets))
     if lookups is None or weights is None:

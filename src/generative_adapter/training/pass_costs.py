@@ -24,7 +24,7 @@ from generative_adapter.config import GeneratorConfig, TargetShape
 from generative_adapter.generator.costs import iterates, key_width, normalization_flops
 from generative_adapter.generator.subspace import OVERSAMPLING
 
-_LOGIT_BYTES = 12  # float32 logits, their log-softmax and its gradient
+_DISTILLED_BYTES = 12  # float32 logits, their log-softmax and its gradient
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def pass_bytes(
     layout: PassLayout,
     number_bytes: int,
     *,
-    eager: bool,
+    attention: str,
     checkpointing: bool,
 ) -> dict[str, float]:
     """About what a pass keeps until its backward: `activations`, `memories`, `generator_inputs`, `logits`.
@@ -140,7 +140,8 @@ def pass_bytes(
     `memories`: per target, of every written chunk its increment, of every prefix the sum, the normalised state, what
     the normalisation's backward needs, and the normalised state of each row in the base model's type.
     `generator_inputs`: hidden states as written, keys and values, the projections in the base model's type, what reads
-    keep. `logits`: float32, their log-softmax and its gradient.
+    keep. `logits`: as they came and their gradient, both in the base model's type; where a teacher reads, also the
+    float32 copies of `distillation_losses`.
     """
     lowest, first = _lowest(sizes, targets)
     width = config.state_dim
@@ -153,6 +154,7 @@ def pass_bytes(
     memories = 4 * (chunks * state + layout.prefixes * (state + width**2 + kept))
     memories += number_bytes * width**2 * (layout.prefixes + num_rows)
     written = _written_tokens(layout)
+    logit_bytes = 2 * number_bytes + (2 * number_bytes + _DISTILLED_BYTES if layout.teacher_tokens else 0)
     inputs = 0.0
     for target in targets:
         inputs += written * (sizes.hidden_size * (4 + number_bytes) + 4 * 2 * key_width(config))
@@ -164,14 +166,14 @@ def pass_bytes(
             layout.all_row_tokens,
             layout.row_tokens,
             number_bytes,
-            eager=eager,
+            attention=attention,
             checkpointing=checkpointing,
             first_layer=lowest,
             first_target=first,
         ),
         "memories": memories * len(targets),
         "generator_inputs": inputs,
-        "logits": _LOGIT_BYTES * layout.supervised_tokens * sizes.vocab_size,
+        "logits": logit_bytes * layout.supervised_tokens * sizes.vocab_size,
     }
 
 

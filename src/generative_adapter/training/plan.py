@@ -227,7 +227,7 @@ def _largest_pass(
             targets,
             layout,
             _NUMBER_BYTES.get(recipe.dtype, 4),
-            eager=recipe.attention == "eager",
+            attention=recipe.attention,
             checkpointing=checkpointing,
         )
         for layout in layouts

@@ -1,12 +1,13 @@
 """The processes of one run, through Accelerate: each takes part of every step's contexts, DDP averages the gradients.
 
 All processes hold the same generator and draw the same contexts, so nothing but gradients and sums is exchanged, and,
-where the frozen base model is sharded (FSDP2), its weights, block by block. Process 0 alone writes and reports.
-`torchrun`, or on GPUs `accelerate launch`, starts them.
+where the frozen base model is sharded (FSDP2, or DeepSpeed: `zero3`), its weights, block by block. Process 0 alone
+writes and reports. `torchrun`, or on GPUs `accelerate launch`, starts them.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -17,11 +18,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from generative_adapter.base_model.targets import find_blocks
 from generative_adapter.errors import ConfigError, MissingDependencyError
+from generative_adapter.training import zero3
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 class Processes:
@@ -29,7 +32,9 @@ class Processes:
 
     Args:
         device: `auto` (this process's own GPU where there is one), or a torch device.
-        shard_base: spread the frozen base model over the processes. Also on where Accelerate is set up for FSDP2.
+        shard_base: spread the frozen base model over the processes. Also on where Accelerate is set up for FSDP2 or
+            for DeepSpeed's ZeRO stage 3, which then does it. Lower stages of ZeRO split nothing that is frozen: they
+            are taken for plain data parallelism.
 
     Attributes:
         accelerator: Accelerate's view of the run.
@@ -38,8 +43,8 @@ class Processes:
         shards: whether the base model is spread over them.
 
     Raises:
-        MissingDependencyError: when Accelerate is not installed.
-        ConfigError: when Accelerate was set up to split the model in another way (FSDP1, DeepSpeed, ...).
+        MissingDependencyError: when Accelerate is not installed, or DeepSpeed, where Accelerate is set up for it.
+        ConfigError: when Accelerate was set up to split the model in another way (FSDP1, ...).
     """
 
     def __init__(self, device: str = "auto", shard_base: bool = False) -> None:
@@ -52,18 +57,28 @@ class Processes:
             ) from error
         # Without a word Accelerate takes several processes on a CPU for as many runs of one.
         on_cpu = device == "cpu" or not torch.cuda.is_available()
-        self.accelerator: Accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")
+        self.accelerator: Accelerator
+        settings: dict[str, Any] = {}
+        if zero3.asked_for():
+            self.accelerator, settings = zero3.make_accelerator(on_cpu)
+        else:
+            self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")
         self.rank = self.accelerator.process_index
         self.size = self.accelerator.num_processes
         kind = self.accelerator.distributed_type
         sharded = kind == DistributedType.FSDP and self.accelerator.is_fsdp2
-        if not sharded and kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.DEEPSPEED)
+        if not sharded and kind not in plain:
             raise ConfigError(
                 f"Accelerate is set up for {kind.value}; generators train with data parallelism, and `shard_base: "
-                "true` in the recipe, or Accelerate's FSDP version 2, spreads the base model: run `accelerate config` "
-                "again, or start with `torchrun`"
+                "true` in the recipe, or Accelerate's FSDP version 2 or DeepSpeed stage 3, spreads the base model: run "
+                "`accelerate config` again, or start with `torchrun`"
             )
-        self.shards = self.size > 1 and (shard_base or sharded)
+        stage = settings.get("zero_optimization", {}).get("stage", 0)
+        self._zero3 = settings if stage == 3 else None
+        if settings and stage < 3 and self.is_first:
+            logger.warning("DeepSpeed: ZeRO stage %s splits nothing of a frozen base model, stage 3 does", stage)
+        self.shards = self._zero3 is not None or (self.size > 1 and (shard_base or sharded))
 
     @property
     def device(self) -> torch.device:
@@ -76,10 +91,13 @@ class Processes:
         return self.accelerator.is_main_process
 
     def shard(self, model: nn.Module) -> None:
-        """Spreads a frozen model over the processes, in place, a block at a time (PyTorch's FSDP2).
+        """Spreads a frozen model over the processes, in place, a block at a time (PyTorch's FSDP2, or DeepSpeed).
 
         Every process then has to run the model equally often: see `most`.
         """
+        if self._zero3 is not None:
+            zero3.shard(model, self._zero3, self.device)
+            return
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 

@@ -24,6 +24,7 @@ from generative_adapter.config import to_mapping
 from generative_adapter.errors import CheckpointError, FingerprintMismatchError, TrainingError
 from generative_adapter.generator.storage import write_json
 from generative_adapter.training.loop import METRICS_FILE, Progress, Trainer
+from generative_adapter.training.memory_blocks import keep_memory_blocks
 from generative_adapter.training.metrics import drop_lines_after
 from generative_adapter.training.processes import Processes
 from generative_adapter.training.recipe import TrainingRecipe, load_recipe
@@ -104,6 +105,8 @@ def run_training(
         base = load_base_model(recipe.base_model, device="cpu", dtype=str(dtype).removeprefix("torch."))
     else:
         base = load_base_model(recipe.base_model, device=device, dtype=recipe.dtype)
+    if base.device.type == "cpu":
+        keep_memory_blocks()
     trainer = make_trainer(recipe, base, progress, processes)
     if checkpoints:
         saved = load_checkpoint(checkpoints[-1], trainer.generator, trainer.optimizer)

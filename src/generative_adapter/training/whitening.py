@@ -17,7 +17,7 @@ from generative_adapter.base_model.inject import find_linear
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.base_model.prefix_pass import read_first_chunks, run_blocks
 from generative_adapter.generator.generator import AdapterGenerator
-from generative_adapter.generator.target_generator import unit_rms
+from generative_adapter.generator.unit_rms import unit_rms
 from generative_adapter.training.batches import Batch
 
 DAMPING = 1.0  # times the median second moment
