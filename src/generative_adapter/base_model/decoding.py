@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from generative_adapter.base_model.loading import BaseModel
+from generative_adapter.base_model.prefix_cache import CachedTokens, padded_prompts
 from generative_adapter.base_model.prompts import pad_id
 from generative_adapter.errors import ConfigError
 
@@ -35,7 +36,12 @@ class Answer:
 
 @torch.no_grad()
 def greedy_answers(
-    base: BaseModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, end: Sequence[int]
+    base: BaseModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    end: Sequence[int],
+    *,
+    prefix: CachedTokens | None = None,
 ) -> list[Answer]:
     """The likeliest next tokens after each prompt, in one batch.
 
@@ -44,20 +50,27 @@ def greedy_answers(
         prompts: token ids, one list a row; padded on the left.
         max_new_tokens: longest answer in tokens.
         end: token ids that end an answer, all of them in this order; the model's own end of sequence ends it too.
+        prefix: tokens that every prompt starts with, already read.
 
     Raises:
-        ConfigError: when `max_new_tokens` is not positive.
+        ConfigError: when `max_new_tokens` is not positive, or a prompt doesn't go on from `prefix`.
     """
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    if prefix is not None and len(groups := prefix.groups(prompts)) > 1:
+        found: dict[int, Answer] = {}
+        for group in groups:
+            part = greedy_answers(base, [prompts[i] for i in group], max_new_tokens, end, prefix=prefix)
+            found |= dict(zip(group, part, strict=True))
+        return [found[i] for i in range(len(prompts))]
     own_ends = base.model.generation_config.eos_token_id  # several where turns end otherwise than texts
     ends = {*(own_ends if isinstance(own_ends, list) else [own_ends])} - {None}
     if len(end) == 1:
         ends.add(end[0])
     width = max(map(len, prompts))
     pad = pad_id(base.tokenizer)
-    ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=base.device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=base.device)
+    ids, mask = padded_prompts(base, prompts, prefix)
+    reused = {} if prefix is None else {"past_key_values": prefix.rows(len(prompts))}
     stopping = StoppingCriteriaList([_EndsWith(end, width)] if len(end) > 1 else [])
     output = base.model.generate(  # type: ignore[operator]
         input_ids=ids,
@@ -71,6 +84,7 @@ def greedy_answers(
         pad_token_id=pad,
         eos_token_id=sorted(ends) or None,
         stopping_criteria=stopping,
+        **reused,
     )
     answers = []
     for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True):

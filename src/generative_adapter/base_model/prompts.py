@@ -105,6 +105,11 @@ def context_ids(tokenizer: PreTrainedTokenizerBase, prompt: PromptConfig, contex
     return question_ids(tokenizer, prompt, text)
 
 
+def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text alone, special tokens in it read as plain text, without a begin-of-sequence token."""
+    return _encode(tokenizer, text, plain=True)
+
+
 def answer_ids(tokenizer: PreTrainedTokenizerBase, prompt: PromptConfig, answer: str) -> list[int]:
     """Token ids of an answer as the model is to produce it, with the token that ends it."""
     spaced = answer if _template_ends_turn(tokenizer, prompt) else " " + answer

@@ -9,13 +9,7 @@ that for `ridge`), n written tokens, m tokens of the rows. Per target, forward:
     reads               2 m (d_in d_r + d_r^2 + d_r d_out)
 
 and backward twice that, less what has no gradient (the base model's hidden states in first chunks and at the lowest
-target). Normalisation, forward and backward, of one state of d = d_r:
-
-    svd                 22 d^3 and 8 d^3 (exact); with i `subspace_iterations`, r = rank, q = r + 32 < d:
-                        (2 i + 2) (2 d^2 q + 9 d q^2) + 6 d q^2 + 20 q^3 + 2 d^2 r and 24 d^2 r + 40 d r^2 + 256 d r
-    newton_schulz       36 d^3 and 84 d^3
-    ridge               4 d^3 and 8 d^3
-    frobenius           3 d^2 and 6 d^2
+target). Normalisation: `generator.costs`.
 
 Leaves out: optimisers, which take a few operations a parameter, and what is not a matrix product.
 """
@@ -27,7 +21,8 @@ from dataclasses import dataclass
 
 from generative_adapter.base_model.costs import BaseSizes, activation_bytes, backward_flops, forward_flops
 from generative_adapter.config import GeneratorConfig, TargetShape
-from generative_adapter.generator.subspace import OVERSAMPLING, is_narrow
+from generative_adapter.generator.costs import iterates, key_width, normalization_flops
+from generative_adapter.generator.subspace import OVERSAMPLING
 
 _DISTILLED_BYTES = 12  # float32 logits, their log-softmax and its gradient
 
@@ -130,21 +125,6 @@ def pass_flops(
     )
 
 
-def normalization_flops(config: GeneratorConfig) -> tuple[float, float]:
-    """Operations of one state's normalisation, forward and backward; formulas at the top of this module."""
-    width, rank = config.state_dim, config.rank
-    if _iterates(config):
-        block = rank + OVERSAMPLING
-        once = 2 * width**2 * block + 9 * width * block**2  # a product, and three passes that make it orthonormal
-        forward = (2 * config.subspace_iterations + 2) * once + 6 * width * block**2 + 20 * block**3
-        backward = 24 * width**2 * rank + 40 * width * rank**2 + 8 * OVERSAMPLING * width * rank
-        return float(forward + 2 * width**2 * rank), float(backward)
-    forward, backward = {"svd": (22, 8), "newton_schulz": (36, 84), "ridge": (4, 8)}.get(config.normalization, (0, 0))
-    if config.normalization == "frobenius":
-        return 3.0 * width**2, 6.0 * width**2
-    return float(forward) * width**3, float(backward) * width**3
-
-
 def pass_bytes(
     sizes: BaseSizes,
     config: GeneratorConfig,
@@ -167,7 +147,7 @@ def pass_bytes(
     width = config.state_dim
     state = width * width * (2 if config.normalization == "ridge" else 1)
     kept = {"svd": 2 * width**2, "newton_schulz": 6 * width**2, "ridge": 2 * width**2}.get(config.normalization, 0)
-    if _iterates(config):
+    if iterates(config):
         kept = 2 * width * (config.rank + OVERSAMPLING)
     chunks = layout.first_chunks + layout.later_chunks
     num_rows = layout.all_row_tokens / max(1.0, layout.row_tokens)
@@ -177,7 +157,7 @@ def pass_bytes(
     logit_bytes = 2 * number_bytes + (2 * number_bytes + _DISTILLED_BYTES if layout.teacher_tokens else 0)
     inputs = 0.0
     for target in targets:
-        inputs += written * (sizes.hidden_size * (4 + number_bytes) + 4 * 2 * _key_width(config))
+        inputs += written * (sizes.hidden_size * (4 + number_bytes) + 4 * 2 * key_width(config))
         inputs += number_bytes * width * (2 * sizes.hidden_size + target.in_features + target.out_features)
         inputs += 0 if checkpointing else 2 * number_bytes * width * layout.all_row_tokens
     return {
@@ -197,11 +177,6 @@ def pass_bytes(
     }
 
 
-def _iterates(config: GeneratorConfig) -> bool:
-    """Whether `svd` is found by subspace iteration."""
-    return bool(config.subspace_iterations) and is_narrow(config.rank, config.state_dim)
-
-
 def _lowest(sizes: BaseSizes, targets: Sequence[TargetShape]) -> tuple[int, str]:
     """Block of the lowest target, and the first target in it, in the order of the modules."""
     layer = min(target.layer for target in targets)
@@ -214,13 +189,6 @@ def _written_tokens(layout: PassLayout) -> float:
     return layout.first_chunks * layout.chunk_tokens + layout.later_chunks * layout.row_tokens
 
 
-def _key_width(config: GeneratorConfig) -> int:
-    """Columns projected from a target's own hidden states: k of the formulas, without values taken from elsewhere."""
-    gates = 2 * len(config.key_windows) * config.window_gates + config.write_gate
-    own_values = config.state_dim if config.value_layer is None else 0
-    return own_values + config.state_dim * (1 + len(config.key_windows)) + gates
-
-
 def _reads(target: TargetShape, config: GeneratorConfig, layout: PassLayout) -> float:
     width = config.state_dim
     return 2 * layout.all_row_tokens * (target.in_features * width + width * width + width * target.out_features)
@@ -231,7 +199,7 @@ def _writes(config: GeneratorConfig, hidden_size: int, layout: PassLayout, *, hi
     width = config.state_dim
     state = width * width * (2 if config.normalization == "ridge" else 1)
     written = _written_tokens(layout)
-    own = _key_width(config)
+    own = key_width(config)
     elsewhere = 0 if config.value_layer is None else width
     total = 2 * (2 * written * hidden_size * (own + elsewhere))  # forward, and backward to the projections
     if hidden_has_gradient:

@@ -1,0 +1,76 @@
+"""Operations of a generator's own arithmetic: normalisation, and making an adapter of a context. Formulas only.
+
+A multiplication and an addition are two operations. Normalisation, forward and backward, of one state of d = d_r:
+
+    svd                 22 d^3 and 8 d^3 (exact); with i `subspace_iterations`, r = rank, q = r + 32 < d:
+                        (2 i + 2) (2 d^2 q + 9 d q^2) + 6 d q^2 + 20 q^3 + 2 d^2 r and 24 d^2 r + 40 d r^2 + 256 d r
+    newton_schulz       36 d^3 and 84 d^3
+    ridge               4 d^3 and 8 d^3
+    frobenius           3 d^2 and 6 d^2
+
+A chunk of n tokens is written, per target, with d_h the hidden width, s numbers of a state (d_r^2, twice that for
+`ridge`) and k projected columns (2 d_r, one d_r a key window, gates):
+
+    keys and values     2 n d_h k, windows 2 n^2 d_r each
+    memory              2 n s
+    factors             2 d_r r (d_in + d_out) for `svd`, else 2 d_r r d_out, once an adapter is made
+
+Leaves out: passes of the base model (`base_model.costs`) and of training (`training.pass_costs`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from generative_adapter.config import GeneratorConfig, TargetShape
+from generative_adapter.generator.subspace import OVERSAMPLING, is_narrow
+
+
+def normalization_flops(config: GeneratorConfig) -> tuple[float, float]:
+    """Operations of one state's normalisation, forward and backward; formulas at the top of this module."""
+    width, rank = config.state_dim, config.rank
+    if iterates(config):
+        block = rank + OVERSAMPLING
+        once = 2 * width**2 * block + 9 * width * block**2  # a product, and three passes that make it orthonormal
+        forward = (2 * config.subspace_iterations + 2) * once + 6 * width * block**2 + 20 * block**3
+        backward = 24 * width**2 * rank + 40 * width * rank**2 + 8 * OVERSAMPLING * width * rank
+        return float(forward + 2 * width**2 * rank), float(backward)
+    forward, backward = {"svd": (22, 8), "newton_schulz": (36, 84), "ridge": (4, 8)}.get(config.normalization, (0, 0))
+    if config.normalization == "frobenius":
+        return 3.0 * width**2, 6.0 * width**2
+    return float(forward) * width**3, float(backward) * width**3
+
+
+def iterates(config: GeneratorConfig) -> bool:
+    """Whether `svd` is found by subspace iteration."""
+    return bool(config.subspace_iterations) and is_narrow(config.rank, config.state_dim)
+
+
+def key_width(config: GeneratorConfig) -> int:
+    """Columns projected from a target's own hidden states: k of the formulas, without values taken from elsewhere."""
+    gates = 2 * len(config.key_windows) * config.window_gates + config.write_gate
+    own_values = config.state_dim if config.value_layer is None else 0
+    return own_values + config.state_dim * (1 + len(config.key_windows)) + gates
+
+
+def writing_flops(config: GeneratorConfig, num_targets: int, hidden_size: int, num_tokens: int) -> float:
+    """Operations that add one chunk to the memories of all targets.
+
+    Args:
+        config: of the generator.
+        num_targets: how many there are.
+        hidden_size: d_h.
+        num_tokens: n, of the chunk.
+    """
+    width = config.state_dim
+    state = width * width * (2 if config.normalization == "ridge" else 1)
+    elsewhere = 0 if config.value_layer is None else width
+    windows = 2 * len(config.key_windows) * num_tokens**2 * width
+    return num_targets * (2 * num_tokens * (hidden_size * (key_width(config) + elsewhere) + state) + windows)
+
+
+def adapter_flops(config: GeneratorConfig, targets: Sequence[TargetShape]) -> float:
+    """Operations that make an adapter of the memories of all targets: normalisation and factors."""
+    decomposed = config.normalization == "svd"
+    widths = sum(target.out_features + target.in_features * decomposed for target in targets)
+    return len(targets) * normalization_flops(config)[0] + 2 * config.state_dim * config.rank * widths

@@ -1,0 +1,129 @@
+"""Generative Adapter: the context becomes a low-rank adapter in one forward pass, and is not in the prompt.
+
+Leaves out: training a generator, whose operations a checkpoint doesn't record (`training_flops` may be given).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from generative_adapter.base_model.costs import base_sizes, forward_flops
+from generative_adapter.base_model.loading import BaseModel
+from generative_adapter.base_model.prompts import question_ids, start_ids
+from generative_adapter.checkpoint import load_generator, shipped_generator
+from generative_adapter.contextualizer import GenerativeAdapter
+from generative_adapter.generator.costs import adapter_flops, writing_flops
+from generative_adapter.generator.low_rank import LowRankAdapter
+from generative_adapter.generator.memory import ContextMemory
+from generative_adapter.methods.answering import Batching, answer_prompts, answering_flops
+from generative_adapter.methods.prompting import answer_form, own_form, prompt_ids
+from generative_adapter.methods.protocol import Answer, Context, Costs, Query, Wording
+from generative_adapter.methods.settings import MethodSettings
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratedAdapter:
+    """What became of a context.
+
+    Attributes:
+        memory: from which the adapter is made.
+        adapter: in float32.
+        seconds: both took.
+    """
+
+    memory: ContextMemory
+    adapter: LowRankAdapter
+    seconds: float
+
+
+class GenerativeAdapterMethod:
+    """A generator's adapter answers, in the wording that the generator was trained with.
+
+    Args:
+        model: the base model with its generator.
+        task_wording: put queries in the task's closed wording instead.
+        training_flops: what training the generator took, for `costs`.
+        batching: how many queries run together.
+    """
+
+    name = "generative-adapter"
+
+    def __init__(
+        self,
+        model: GenerativeAdapter,
+        *,
+        task_wording: bool = False,
+        training_flops: float = 0.0,
+        batching: Batching | None = None,
+    ) -> None:
+        self.model = model
+        self.base = model.base
+        self.task_wording = task_wording
+        self.training_flops = training_flops
+        self.batching = batching
+        self._sizes = base_sizes(model.base.model)
+
+    def take_in(self, context: Context) -> GeneratedAdapter:
+        """The adapter of the whole text.
+
+        Raises:
+            EmptyContextError: when it holds nothing but white space.
+        """
+        started = time.perf_counter()
+        memory = self.model.contextualize(context.text)
+        adapter = self.model.adapter(memory)
+        return GeneratedAdapter(memory, adapter, time.perf_counter() - started)
+
+    def answer(
+        self, state: GeneratedAdapter, queries: Sequence[Query], wording: Wording, max_new_tokens: int
+    ) -> list[Answer]:
+        """Answers to the queries under the context's adapter."""
+        tokenizer, own = self.base.tokenizer, self.model.checkpoint.prompt
+        if self.task_wording:
+            prompts = [prompt_ids(tokenizer, wording, query.question) for query in queries]
+            form = answer_form(tokenizer, wording)
+        else:
+            prompts = [question_ids(tokenizer, own, query.question) for query in queries]
+            form = own_form(own)
+        return answer_prompts(
+            self.base, prompts, queries, form, max_new_tokens, adapter=state.adapter, batching=self.batching
+        )
+
+    def costs(self, state: GeneratedAdapter, answers: Sequence[Answer]) -> Costs:
+        """What the context and these answers cost.
+
+        Contextualising T chunks of n tokens, by `base_model.costs` and `generator.costs`: T forward passes without the
+        head, all but the first under an adapter (2 n r (d_in + d_out) a target), T writes, and T adapters made, that of
+        the last chunk for the answers. Stored are the adapter's factors, r (d_in + d_out)
+        numbers a target; the memory that they are made from is smaller or larger and need not be kept.
+        """
+        config, generator = self.model.checkpoint.config, self.model.generator
+        num_start, numbers = len(start_ids(self.base.tokenizer)), state.adapter.num_parameters
+        total = 0.0
+        for number, length in enumerate(_chunk_lengths(state.memory.num_tokens, config.chunk_tokens)):
+            read = length + num_start
+            total += forward_flops(self._sizes, read, read) + (2 * read * numbers if number else 0)
+            total += writing_flops(config, len(generator.targets), generator.hidden_size, length)
+            total += adapter_flops(config, generator.targets)
+        factors = state.adapter.values()
+        return Costs(
+            training_flops=self.training_flops,
+            contextualizing_flops=total,
+            answering_flops=answering_flops(self._sizes, answers, numbers),
+            stored_floats=numbers,
+            stored_bytes=sum(t.numel() * t.element_size() for each in factors for t in (each.down, each.up)),
+            contextualizing_seconds=state.seconds,
+        )
+
+
+def _chunk_lengths(num_tokens: int, chunk_tokens: int) -> list[int]:
+    return [min(chunk_tokens, num_tokens - start) for start in range(0, num_tokens, chunk_tokens)]
+
+
+def build(base: BaseModel, settings: MethodSettings) -> GenerativeAdapterMethod:
+    """`generative-adapter`, with the settings' generator or the shipped one."""
+    path = shipped_generator() if settings.generator is None else settings.generator
+    model = GenerativeAdapter(base, load_generator(path, base, any_base=settings.any_base))
+    return GenerativeAdapterMethod(model, task_wording=settings.task_wording, batching=settings.batching)

@@ -1,0 +1,53 @@
+"""What methods are built from, beside the base model: one set of settings, of which each method takes what it needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from generative_adapter.config import require
+from generative_adapter.methods.answering import Batching
+from generative_adapter.methods.prompting import RESERVE_TOKENS
+from generative_adapter.methods.protocol import Wording
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """Settings of all methods.
+
+    Attributes:
+        wording: of the task; methods that train or read a context before its queries put theirs in it.
+        batching: how many queries run together.
+        max_prompt_tokens: see `full_context`.
+        reserve_tokens: see `full_context`.
+        generator: file of a generator; None: the shipped one.
+        any_base: take a generator of another base model of the same shapes.
+        task_wording: put a generator's queries in the task's wording rather than in its own.
+        training_pairs: (question, answer) of training contexts, for supervised fine-tuning.
+        validation_pairs: the same of other contexts, for early stopping.
+        learning_rate: of fine-tuning; None: each method's own.
+        max_epochs: of fine-tuning on pairs, documents and examples; None: each method's own.
+        batch_size: of fine-tuning; None: each method's own.
+        lora_rank: r of fine-tuned LoRA.
+        seed: of fine-tuning.
+    """
+
+    wording: Wording
+    batching: Batching = field(default_factory=Batching)
+    max_prompt_tokens: int | None = None
+    reserve_tokens: int = RESERVE_TOKENS
+    generator: str | Path | None = None
+    any_base: bool = False
+    task_wording: bool = False
+    training_pairs: tuple[Pair, ...] = ()
+    validation_pairs: tuple[Pair, ...] = ()
+    learning_rate: float | None = None
+    max_epochs: int | None = None
+    batch_size: int | None = None
+    lora_rank: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.lora_rank > 0, f"lora_rank must be positive, got {self.lora_rank}")
