@@ -75,7 +75,7 @@ class Answer:
         option_scores: mean log-probability of a token of each option; empty where the answer was generated.
         num_prompt_tokens: tokens that were read for this query alone.
         num_cached_tokens: tokens before them whose keys and values were at hand.
-        num_new_tokens: tokens generated.
+        num_new_tokens: tokens generated, or of all options together where they are scored.
         seconds: of wall time, this query's part of its batch.
     """
 
