@@ -110,7 +110,7 @@ class LoraWeights:
 
     form = "lora"
 
-    def __init__(self, base: BaseModel, *, rank: int = 16, alpha: float | None = None, seed: int = 0) -> None:
+    def __init__(self, base: BaseModel, *, rank: int = 16, alpha: int | None = None, seed: int = 0) -> None:
         require(rank > 0, f"lora rank must be positive, got {rank}")
         self.base = base
         self.rank = rank
