@@ -17,7 +17,7 @@ from generative_adapter.base_model import prefix_pass
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.errors import TrainingError
 from generative_adapter.generator.generator import AdapterGenerator
-from generative_adapter.training import loop, objectives
+from generative_adapter.training import held_out, objectives
 from generative_adapter.training.batches import Batch
 from generative_adapter.training.loop import Trainer
 from generative_adapter.training.metrics import append_line, drop_lines_after
@@ -149,11 +149,14 @@ def test_evaluation_counts_answers_that_are_right_throughout(
 ) -> None:
     trained = trainer(sources=[{"kind": "facts", "num_facts": [4, 4]}], evaluation_contexts=3)
 
-    def all_but_the_first(base: BaseModel, generator: AdapterGenerator, batch: Batch, _: str) -> TokenLosses:
+    def all_but_the_first(
+        base: BaseModel, generator: AdapterGenerator, batch: Batch, _: str, num_reads: int
+    ) -> TokenLosses:
+        assert num_reads == 0
         correct = batch.segment_index != 0
         return TokenLosses(torch.full(correct.shape, 2.0), correct)
 
-    monkeypatch.setattr(loop, "token_losses", all_but_the_first)
+    monkeypatch.setattr(held_out, "token_losses", all_but_the_first)
     assert trained.evaluate() == {
         "0-facts": {"answer_perplexity": pytest.approx(math.exp(2)), "answer_accuracy": 11 / 12, "num_answers": 12}
     }

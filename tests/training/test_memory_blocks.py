@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import subprocess
 import sys
@@ -23,8 +24,7 @@ from generative_adapter.training.memory_blocks import keep_memory_blocks
 if sys.argv[1] == "kept":
     assert keep_memory_blocks()
 def step():
-    blocks = [torch.ones(2**22) for _ in range(4)]
-    del blocks
+    torch.ones(2**24)
 for _ in range(3):
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -36,13 +36,17 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(not GLIBC, reason="needs glibc")
 def test_pages_are_asked_for_once() -> None:
-    """Blocks of 64 MiB in all, 16,384 pages of 4 KiB, are made and freed five times over."""
+    """A block of 64 MiB, at least 32 pages, is made and freed five times over."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     faults = {
-        kind: int(subprocess.run([sys.executable, "-c", COUNT_FAULTS, kind], capture_output=True, check=True).stdout)
+        kind: int(
+            subprocess.run(
+                [sys.executable, "-c", COUNT_FAULTS, kind], capture_output=True, check=True, env=environment
+            ).stdout
+        )
         for kind in ("kept", "returned")
     }
-    assert faults["kept"] < 1000
-    assert faults["kept"] < faults["returned"]
+    assert faults["kept"] < 50 < faults["returned"]  # a huge page of 2 MiB counts once
 
 
 @pytest.mark.parametrize(

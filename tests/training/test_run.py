@@ -53,14 +53,14 @@ class Killed(BaseException):
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    original = loop.Trainer._step
+    original = loop.Trainer.train_step
 
     def stop(self: loop.Trainer, number: int) -> dict[str, float]:
         if number == step:
             raise Killed
         return original(self, number)
 
-    monkeypatch.setattr(loop.Trainer, "_step", stop)
+    monkeypatch.setattr(loop.Trainer, "train_step", stop)
 
 
 def test_a_whole_run(uninterrupted: tuple[Path, TrainingResult], base_folder: Path) -> None:

@@ -71,8 +71,8 @@ def _epsilon(norm: nn.Module) -> float | None:
 def _is_plain(norm: nn.Module) -> bool:
     weight = norm.weight
     assert isinstance(weight, Tensor)
-    if _epsilon(norm) is None or weight.ndim != 1 or weight.device.type == "meta":
-        return False
+    if _epsilon(norm) is None or weight.ndim != 1 or weight.device.type == "meta" or not weight.numel():
+        return False  # without numbers where a model is sharded, which are there only while it runs
     width = len(weight)
     # Small numbers, so that an epsilon of another size or in another place shows.
     probe = torch.linspace(-3e-3, 5e-3, 2 * width, device=weight.device).view(2, width).to(weight.dtype)
