@@ -25,10 +25,10 @@ if sys.argv[1] == "kept":
     assert keep_memory_blocks()
 def step():
     torch.ones(2**24)
-for _ in range(3):
+for _ in range(20):
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
+for _ in range(20):
     step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -36,7 +36,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(not GLIBC, reason="needs glibc")
 def test_pages_are_asked_for_once() -> None:
-    """A block of 64 MiB, at least 32 pages, is made and freed five times over."""
+    """A block of 64 MiB, at least 32 pages, is made and freed twenty times."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     faults = {
         kind: int(
@@ -46,7 +46,8 @@ def test_pages_are_asked_for_once() -> None:
         )
         for kind in ("kept", "returned")
     }
-    assert faults["kept"] < 50 < faults["returned"]  # a huge page of 2 MiB counts once
+    assert faults["returned"] > 20 * 30  # a huge page of 2 MiB counts once
+    assert faults["kept"] < faults["returned"] / 4
 
 
 @pytest.mark.parametrize(
