@@ -29,6 +29,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "feed-forward module instead": ("generator.targets=[feed_forward_down]",),
     "distillation beside": ("distillation_weight=1",),
 }
+REPORT = "perplexity.json"
 MEASURES = ("reconstruction", "completion")
 
 
@@ -42,9 +43,13 @@ def main() -> None:
     parser.add_argument("--segments", type=int, default=200)
     parser.add_argument("--segment-tokens", type=int, default=48)
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, a thread each")
+    parser.add_argument("--report-only", action="store_true", help="run nothing: report the runs that are there")
     parser.add_argument("--set", action="append", default=[], help="setting for all rows, as of genadapter train")
     arguments = parser.parse_args()
     work = [(row, seed) for seed in arguments.seeds for row in arguments.rows]
+    if arguments.report_only:
+        work = [one for one in work if (folder_of(*one, arguments) / REPORT).is_file()]
+        arguments.rows = [row for row in arguments.rows if any(row == done for done, _ in work)]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         results = list(pool.map(lambda one: run(*one, arguments), work))
     (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -55,8 +60,8 @@ def main() -> None:
 
 def run(row: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Trains and measures one row with one seed."""
-    folder = arguments.output / f"{'-'.join(''.join(c for c in row if c.isalnum() or c == ' ').split())}-{seed}"
-    report = folder / "perplexity.json"
+    folder = folder_of(row, seed, arguments)
+    report = folder / REPORT
     if not report.is_file():
         overrides = [*arguments.set, *ROWS[row], f"seed={seed}"]
         flags = [flag for override in overrides for flag in ("--set", override)]
@@ -73,6 +78,10 @@ def run(row: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     return {"row": row, "seed": seed, "seconds": seconds, **json.loads(report.read_text())}
 
 
+def folder_of(row: str, seed: int, arguments: argparse.Namespace) -> Path:
+    return arguments.output / f"{'-'.join(''.join(c for c in row if c.isalnum() or c == ' ').split())}-{seed}"
+
+
 def genadapter(*arguments: Any) -> str:
     command = [str(Path(sys.executable).with_name("genadapter")), *map(str, arguments)]
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
@@ -82,24 +91,22 @@ def genadapter(*arguments: Any) -> str:
 
 def table(results: list[dict[str, Any]], rows: list[str]) -> str:
     """Mean and spread (standard deviation) over seeds, as Markdown."""
-    lines = ["| row | reconstruction | completion | training, s |", "|---|---|---|---|"]
+    lines = ["| row | seeds | reconstruction | completion |", "|---|---|---|---|"]
     for row in rows:
         own = [result for result in results if result["row"] == row]
-        cells = [f"{mean(own, name):.1f} ± {spread(own, name):.1f}" for name in MEASURES]
-        lines.append(f"| {row} | {' | '.join(cells)} | {mean(own, 'seconds'):.0f} |")
+        cells = [cell([result[name] for result in own]) for name in MEASURES]
+        lines.append(f"| {row} | {len(own)} | {' | '.join(cells)} |")
     first = results[0]
     plain = [f"{first[f'plain_{name}']:.1f}" for name in MEASURES]
-    lines.append(f"| without an adapter | {' | '.join(plain)} | |")
-    lines.append(f"| with the text before in the prompt | | {first['in_context_completion']:.1f} | |")
+    lines.append(f"| without an adapter | | {' | '.join(plain)} |")
+    lines.append(f"| with the text before in the prompt | | | {first['in_context_completion']:.1f} |")
     return "\n".join(lines) + "\n"
 
 
-def mean(results: list[dict[str, Any]], name: str) -> float:
-    return statistics.fmean(result[name] for result in results)
-
-
-def spread(results: list[dict[str, Any]], name: str) -> float:
-    return statistics.stdev(result[name] for result in results) if len(results) > 1 else 0.0
+def cell(values: list[float]) -> str:
+    """Mean, and standard deviation of several values."""
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{spread}"
 
 
 def plot(results: list[dict[str, Any]], rows: list[str], path: Path) -> None:
