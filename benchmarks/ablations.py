@@ -126,7 +126,7 @@ def plot(results: list[dict[str, Any]], rows: list[str], path: Path) -> None:
         axis.set_xlabel(f"{name} perplexity")
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(rows)), list(reversed(rows)))
-    axes[0].legend(fontsize=8)
+    axes[0].legend(fontsize=8, loc="center right")
     figure.tight_layout()
     for ending in ("png", "svg"):
         figure.savefig(path.with_suffix(f".{ending}"), dpi=150)
