@@ -160,3 +160,13 @@ def test_split_by_hand() -> None:
         }
     )
     assert split["rest"].share == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_number_format_of_the_backward_follows_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    best = torch.bfloat16 if fast else torch.float32
+    monkeypatch.setattr(training_speed, "choose_dtype", lambda dtype, device: best)
+    recipe = segments_recipe(tmp_path, **SIZES, device="cpu")
+    assert recipe.normalization_backward == ("bfloat16" if fast else "float32")

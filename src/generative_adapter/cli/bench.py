@@ -58,7 +58,8 @@ def training(
     as the paper's reference code does, and again with all contexts of a pass side by side. It attends by sdpa, as
     Transformers models do unless told otherwise. This project's steps attend as the config says; without a config by
     grouped on a CPU where chunks have at most 256 tokens, as in the shipped configs for CPUs, else by sdpa. Grouped is
-    eager with fewer operations; --plain-attention eager compares with that.
+    eager with fewer operations; --plain-attention eager compares with that. Where a CPU computes in bfloat16, so does
+    the backward of newton_schulz without a config.
     """
     sizes = {
         "num_segments": num_segments,

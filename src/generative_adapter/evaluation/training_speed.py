@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from generative_adapter.base_model.loading import BaseModel, choose_device, load_base_model
+from generative_adapter.base_model.loading import BaseModel, choose_device, choose_dtype, load_base_model
 from generative_adapter.config import GeneratorConfig, require
 from generative_adapter.data.facts import sample_facts_record
 from generative_adapter.evaluation.plain_training import PlainTrainer
@@ -143,8 +143,8 @@ def segments_recipe(
         state_dim: d_r.
         rank: r; None: the same as `state_dim`.
         normalization: of the project's step.
-        device: of the recipe; on a CPU and with short chunks rows attend by `grouped`, as in the shipped recipes for
-            CPUs.
+        device: of the recipe; on a CPU and with short chunks rows attend by `grouped`, and where the CPU computes in
+            bfloat16 so does the backward of `newton_schulz`, as in the shipped recipes for CPUs.
         seed: decides the text.
 
     Raises:
@@ -155,7 +155,9 @@ def segments_recipe(
         f"a segment must be longer than a chunk ({chunk_tokens} tokens), got {segment_tokens}: there would be nothing "
         "to complete",
     )
-    on_cpu = choose_device(device).type == "cpu"
+    chosen = choose_device(device)
+    on_cpu = chosen.type == "cpu"
+    fast = on_cpu and choose_dtype("auto", chosen) == torch.bfloat16
     rng = random.Random(seed)
     path = folder / "texts.jsonl"
     texts = []
@@ -185,6 +187,7 @@ def segments_recipe(
         ),
         contexts_per_step=num_segments,
         row_tokens=chunk_tokens,
+        normalization_backward="bfloat16" if fast else "float32",
         attention="grouped" if on_cpu and chunk_tokens <= _SHORT_CHUNK else "sdpa",
         device=device,
     )
