@@ -38,8 +38,8 @@ def test_settings_reach_methods(tiny_llama_base: BaseModel, context, tmp_path) -
         reserve_tokens=40,
         training_pairs=(("Who?", "Ada"),),
         validation_pairs=(("Where?", "Ulm"),),
-        learning_rate=1e-3,
-        max_epochs=2,
+        learning_rates={"cpt-full": 1e-3, "sft-full": 2e-3},
+        max_epochs={"cpt-full": 2},
         seed=5,
     )
     for name in ("full-context", "full-context-cached"):
@@ -50,6 +50,7 @@ def test_settings_reach_methods(tiny_llama_base: BaseModel, context, tmp_path) -
     assert isinstance(method, ContinualPretraining) and method.sft is not None
     assert (method.settings.learning_rate, method.settings.max_epochs, method.settings.seed) == (1e-3, 2, 5)
     assert (method.settings.batch_size, method.sft.settings.batch_size) == (16, 64)
+    assert (method.sft.settings.learning_rate, method.sft.settings.max_epochs) == (2e-3, 4)
     assert method.sft.validation == (("Where?", "Ulm"),)
     state = method.take_in(context)
     assert len(state.fits[0].losses) == 2

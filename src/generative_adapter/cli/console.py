@@ -107,6 +107,16 @@ def bar_progress(description: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
+def run_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar of samples on standard error; gives the callback `(what is done now, samples done, samples in all)`."""
+    console = message_console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("Evaluating", total=None)
+        yield lambda now, done, total: progress.update(task, description=now, completed=done, total=total)
+
+
+@contextmanager
 def tokens_progress() -> Iterator[Callable[[str, int, int], None]]:
     """Counts of tokenised data on standard error; gives the callback `(source, records, tokens)`."""
     console = message_console()

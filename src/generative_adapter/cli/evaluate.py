@@ -9,16 +9,33 @@ import typer
 from rich.table import Table
 
 from generative_adapter.cli import loading
-from generative_adapter.cli.console import bar_progress, output_console, print_json
+from generative_adapter.cli.console import bar_progress, output_console, print_json, print_text
+from generative_adapter.cli.evaluate_document_qa import document_qa
+from generative_adapter.cli.evaluate_metaicl import metaicl
+from generative_adapter.cli.evaluate_personalisation import personalisation
 from generative_adapter.cli.options import BaseModelOption, DeviceOption, DtypeOption, GeneratorOption, JsonOption
 from generative_adapter.errors import ConfigError
 
-app = typer.Typer(help="Measures a generator on data.", no_args_is_help=True)
+app = typer.Typer(help="Measures generators and other methods on data.", no_args_is_help=True)
 
 
 @app.callback()
 def evaluate() -> None:
-    """Measures a generator on data."""
+    """Measures generators and other methods on data."""
+
+
+app.command("document-qa")(document_qa)
+app.command("metaicl")(metaicl)
+app.command("personalisation")(personalisation)
+
+
+@app.command("methods")
+def methods() -> None:
+    """Lists the methods that can be measured."""
+    from generative_adapter.methods.registry import METHODS
+
+    for name in METHODS:
+        print_text(name)
 
 
 @app.command("perplexity")

@@ -1,6 +1,6 @@
 """Loads models and memories and reads documents into memories, for the commands; torch is imported only here.
 
-`load_model` and `load_memory` are the seams that tests replace.
+`load_model`, `load_base` and `load_memory` are the seams that tests replace.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from generative_adapter.documents import Document
 from generative_adapter.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from generative_adapter.base_model.loading import BaseModel
     from generative_adapter.contextualizer import GenerativeAdapter
     from generative_adapter.generator.memory import ContextMemory
 
@@ -26,6 +27,16 @@ def load_model(generator: str | None, base_model: str | None, device: str, dtype
 
     with waiting("Loading the model ..."):
         return GenerativeAdapter.from_pretrained(generator, base_model=base_model, device=device, dtype=dtype)
+
+
+def load_base(generator: str | None, base_model: str | None, device: str, dtype: str) -> BaseModel:
+    """The base model alone: that of a generator, unless one is named."""
+    from generative_adapter.base_model.loading import load_base_model
+    from generative_adapter.checkpoint import read_generator_info
+
+    if base_model is None and generator is not None:
+        base_model = read_generator_info(generator)["training"].get("recipe", {}).get("base_model")
+    return load_base_model(base_model, device=device, dtype=dtype)
 
 
 def load_memory(path: str | Path) -> ContextMemory:

@@ -106,6 +106,6 @@ def build(settings: MethodSettings, sft: SupervisedFineTuning) -> ContinualPretr
         sft.weights,
         settings.wording,
         sft=sft,
-        settings=fit_settings(CPT, sft.weights, settings),
+        settings=fit_settings(f"cpt-{sft.weights.form}", CPT, sft.weights, settings),
         batching=settings.batching,
     )

@@ -172,10 +172,14 @@ def tuned_weights(form: str, base: BaseModel, settings: MethodSettings) -> Tuned
     return FullWeights(base) if form == "full" else LoraWeights(base, rank=settings.lora_rank, seed=settings.seed)
 
 
-def fit_settings(defaults: FitSettings, weights: TunedWeights, settings: MethodSettings) -> FitSettings:
-    """A method's defaults with what the settings say instead."""
-    own = {name: getattr(settings, name) for name in ("learning_rate", "max_epochs", "batch_size")}
-    given = {name: value for name, value in own.items() if value is not None}
+def fit_settings(name: str, defaults: FitSettings, weights: TunedWeights, settings: MethodSettings) -> FitSettings:
+    """A method's defaults with what the settings say for its name instead."""
+    own = {
+        "learning_rate": settings.learning_rates.get(name),
+        "max_epochs": settings.max_epochs.get(name),
+        "batch_size": settings.batch_sizes.get(name),
+    }
+    given: dict[str, Any] = {field: value for field, value in own.items() if value is not None}
     return replace(default_settings(defaults, weights), seed=settings.seed, **given)
 
 
@@ -187,6 +191,7 @@ def build(form: str, base: BaseModel, settings: MethodSettings) -> SupervisedFin
         settings.training_pairs,
         settings.wording,
         validation=settings.validation_pairs,
-        settings=fit_settings(SFT, weights, settings),
+        settings=fit_settings(f"sft-{form}", SFT, weights, settings),
         batching=settings.batching,
+        progress=settings.progress,
     )

@@ -74,5 +74,5 @@ class KShotFineTuning(FineTuned):
 def build(form: str, base: BaseModel, settings: MethodSettings) -> KShotFineTuning:
     """`k-shot-lora` or `k-shot-full`."""
     weights = tuned_weights(form, base, settings)
-    own = fit_settings(K_SHOT, weights, settings)
+    own = fit_settings(f"k-shot-{form}", K_SHOT, weights, settings)
     return KShotFineTuning(weights, settings.wording, settings=own, batching=settings.batching)

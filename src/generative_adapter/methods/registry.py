@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.errors import ConfigError
@@ -18,7 +18,18 @@ from generative_adapter.methods.fine_tuning import SupervisedFineTuning
 from generative_adapter.methods.protocol import Method
 from generative_adapter.methods.settings import MethodSettings
 
-Builder = Callable[[BaseModel, MethodSettings, Mapping[str, Method]], Method]  # with those built before
+_FITTED = ("learning_rates", "max_epochs", "batch_sizes", "lora_rank", "seed")
+SETTINGS_USED: dict[str, tuple[str, ...]] = {
+    "closed-book": (),
+    "full-context": ("max_prompt_tokens", "reserve_tokens"),
+    "full-context-cached": ("max_prompt_tokens", "reserve_tokens"),
+    "generative-adapter": ("generator", "any_base", "task_wording"),
+    **{f"{kind}-{form}": ("training_pairs", *_FITTED) for kind in ("sft", "cpt") for form in ("lora", "full")},
+    **{f"k-shot-{form}": _FITTED for form in ("lora", "full")},
+}
+"""Fields of `MethodSettings` that a method's answers depend on; all of them where a method isn't listed."""
+
+Builder = Callable[[BaseModel, MethodSettings, dict[str, Method]], Method]  # with those built before
 
 METHODS: dict[str, Builder] = {
     "closed-book": lambda base, settings, _: closed_book.build(base, settings),
@@ -34,6 +45,39 @@ METHODS: dict[str, Builder] = {
 }
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Refuses names of methods that there are none of, and a name given twice.
+
+    Raises:
+        ConfigError: says which; lists the known ones.
+    """
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise ConfigError(f"unknown method {unknown[0]!r}; known: {', '.join(METHODS)}")
+    if len(set(names)) != len(names):
+        raise ConfigError(f"a method is named twice: {', '.join(names)}; give each once")
+
+
+def build_into(built: dict[str, Method], name: str, base: BaseModel, settings: MethodSettings) -> Method:
+    """The method of a name among those that are built, which it joins if it is not there yet.
+
+    `cpt-...` goes on from the `sft-...` that is there, so that this is trained once.
+
+    Args:
+        built: methods by name, of the same base model and settings.
+        name: of the method.
+        base: the base model.
+        settings: of all methods.
+
+    Raises:
+        CheckpointError: when a generator can't be read.
+        DataError: when fine-tuning has no pairs.
+    """
+    if name not in built:
+        built[name] = METHODS[name](base, settings, built)
+    return built[name]
+
+
 def build_methods(names: Sequence[str], base: BaseModel, settings: MethodSettings) -> list[Method]:
     """Methods by name, in order; `sft-...` and the `cpt-...` that goes on from it are trained once.
 
@@ -42,15 +86,9 @@ def build_methods(names: Sequence[str], base: BaseModel, settings: MethodSetting
         CheckpointError: when a generator can't be read.
         DataError: when fine-tuning has no pairs.
     """
-    unknown = [name for name in names if name not in METHODS]
-    if unknown:
-        raise ConfigError(f"unknown method {unknown[0]!r}; known: {', '.join(METHODS)}")
-    if len(set(names)) != len(names):
-        raise ConfigError(f"a method is named twice: {', '.join(names)}; give each once")
+    check_names(names)
     built: dict[str, Method] = {}
-    for name in sorted(names, key=lambda each: not each.startswith("sft-")):
-        built[name] = METHODS[name](base, settings, built)
-    return [built[name] for name in names]
+    return [build_into(built, name, base, settings) for name in names]
 
 
 def build_method(name: str, base: BaseModel, settings: MethodSettings) -> Method:
@@ -58,8 +96,8 @@ def build_method(name: str, base: BaseModel, settings: MethodSettings) -> Method
     return build_methods([name], base, settings)[0]
 
 
-def _continual(form: str, base: BaseModel, settings: MethodSettings, built: Mapping[str, Method]) -> Method:
-    sft = built.get(f"sft-{form}")
+def _continual(form: str, base: BaseModel, settings: MethodSettings, built: dict[str, Method]) -> Method:
+    sft = build_into(built, f"sft-{form}", base, settings)
     if not isinstance(sft, SupervisedFineTuning):
-        sft = fine_tuning.build(form, base, settings)
+        raise ConfigError(f"cpt-{form} goes on from supervised fine-tuning, found {type(sft).__name__}")
     return continual_pretraining.build(settings, sft)

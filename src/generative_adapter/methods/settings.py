@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,11 +28,12 @@ class MethodSettings:
         task_wording: put a generator's queries in the task's wording rather than in its own.
         training_pairs: (question, answer) of training contexts, for supervised fine-tuning.
         validation_pairs: the same of other contexts, for early stopping.
-        learning_rate: of fine-tuning; None: each method's own.
-        max_epochs: of fine-tuning on pairs, documents and examples; None: each method's own.
-        batch_size: of fine-tuning; None: each method's own.
+        learning_rates: of fine-tuning, by method name; others have their own.
+        max_epochs: of fine-tuning on pairs, documents or examples, by method name; others have their own.
+        batch_sizes: of fine-tuning, by method name; others have their own.
         lora_rank: r of fine-tuned LoRA.
         seed: of fine-tuning.
+        progress: of fine-tuning, called with epochs done and epochs at most.
     """
 
     wording: Wording
@@ -43,11 +45,12 @@ class MethodSettings:
     task_wording: bool = False
     training_pairs: tuple[Pair, ...] = ()
     validation_pairs: tuple[Pair, ...] = ()
-    learning_rate: float | None = None
-    max_epochs: int | None = None
-    batch_size: int | None = None
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    max_epochs: Mapping[str, int] = field(default_factory=dict)
+    batch_sizes: Mapping[str, int] = field(default_factory=dict)
     lora_rank: int = 16
     seed: int = 0
+    progress: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:
         require(self.lora_rank > 0, f"lora_rank must be positive, got {self.lora_rank}")

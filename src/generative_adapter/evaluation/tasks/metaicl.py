@@ -136,25 +136,47 @@ class MetaIcl:
     def samples(self) -> Iterator[TaskSample]:
         """One sample a draw and K: the demonstrations, and the test rows as queries."""
         (chosen,) = spread([len(self.rows)], self.limit, self.seed)
+        queries, metrics = self.queries({index: self.rows[index] for index in chosen})
+        for draw in self.draws:
+            shown = self.demonstrations(draw)
+            for shots in self.shots:
+                yield self.sample(draw, shown[:shots], queries, metrics)
+
+    def queries(self, rows: Mapping[int, Row]) -> tuple[tuple[TaskQuery, ...], tuple[str, ...]]:
+        """Rows as queries, by number, and the metrics that judge them.
+
+        Raises:
+            DataError: some rows have options and some have none.
+        """
         by_options = self.classification or not self.free
-        queries = tuple(_query(index, self.rows[index], by_options) for index in chosen)
+        queries = tuple(_query(index, row, by_options) for index, row in rows.items())
         with_options = {bool(query.query.options) for query in queries}
         if len(with_options) > 1:
             raise DataError(
                 f"{self._file('test')}: some rows have options and some have none; expected one or the other"
             )
-        metrics = ("accuracy",) if True in with_options else ("exact_match", "f1")
-        for draw in self.draws:
-            path = self._file(f"16_{draw}_train")
-            shown = read_rows(path)
-            if len(shown) < max(self.shots):
-                raise DataError(f"{path}: {len(shown)} demonstrations; expected at least {max(self.shots)}")
-            for shots in self.shots:
-                yield self._sample(draw, shown[:shots], queries, metrics)
+        return queries, ("accuracy",) if True in with_options else ("exact_match", "f1")
 
-    def _sample(
+    def choice(self, num_draws: int = 2) -> MetaIclChoice:
+        """The same task on demonstrations alone, to choose a wording by without a test row."""
+        return MetaIclChoice(self, num_draws)
+
+    def demonstrations(self, draw: int) -> tuple[Row, ...]:
+        """The demonstrations of a draw.
+
+        Raises:
+            DataError: there are fewer than the most that are shown.
+        """
+        path = self._file(f"16_{draw}_train")
+        shown = read_rows(path)
+        if len(shown) < max(self.shots):
+            raise DataError(f"{path}: {len(shown)} demonstrations; expected at least {max(self.shots)}")
+        return shown
+
+    def sample(
         self, draw: int, shown: Sequence[Row], queries: tuple[TaskQuery, ...], metrics: tuple[str, ...]
     ) -> TaskSample:
+        """Queries after demonstrations."""
         blocks = tuple(row.demonstration for row in shown)
         examples = tuple((row.question, row.output) for row in shown)
         metadata: dict[str, Any] = {
@@ -179,6 +201,41 @@ class MetaIcl:
         if found is None:
             raise DataError(f"{path}: no such file, nor with .zst or .gz; expected {ROW_FORMAT}")
         return found
+
+
+@dataclass(frozen=True)
+class MetaIclChoice:
+    """Demonstrations asked after demonstrations: the task (`protocol.Task`) that a wording is chosen by.
+
+    After a draw's demonstrations, as many as are shown at most, come those of the next draw that are not among them;
+    where there is one draw, its second half comes after its first.
+
+    Attributes:
+        tested: the task that the wording is for.
+        num_draws: how many draws are shown.
+    """
+
+    tested: MetaIcl
+    num_draws: int = 2
+    skipped: Mapping[str, int] = field(default_factory=dict, init=False)
+
+    @property
+    def name(self) -> str:
+        """The task's name with `/choice`."""
+        return f"{self.tested.name}/choice"
+
+    def samples(self) -> Iterator[TaskSample]:
+        """One sample a draw."""
+        draws = self.tested.draws
+        for number, draw in enumerate(draws[: self.num_draws]):
+            shown = self.tested.demonstrations(draw)[: max(self.tested.shots)]
+            asked = self.tested.demonstrations(draws[(number + 1) % len(draws)])
+            rows = {index: row for index, row in enumerate(asked) if row not in shown}
+            if not rows:
+                half = max(1, len(asked) // 2)
+                shown, rows = asked[:half], dict(enumerate(asked[half:] or asked))
+            queries, metrics = self.tested.queries(rows)
+            yield self.tested.sample(draw, shown, queries, metrics)
 
 
 def read_rows(path: Path) -> tuple[Row, ...]:
