@@ -27,7 +27,7 @@ from generative_adapter.data.rows import Question, answers_in, text_at
 from generative_adapter.errors import DataError
 from generative_adapter.evaluation.tasks.document_groups import even_groups, spread
 from generative_adapter.evaluation.tasks.protocol import TaskQuery, TaskSample
-from generative_adapter.evaluation.tasks.reading import first_object, json_rows
+from generative_adapter.evaluation.tasks.reading import data_name, first_object, json_rows
 from generative_adapter.methods.protocol import Context, Query, Wording
 
 METRICS = ("f1", "exact_match", "recall")
@@ -107,7 +107,7 @@ def read_documents(path: Path, documents: Path | None = None, *, titles: bool = 
         MissingDependencyError: a file is compressed or Parquet and the package for it is not installed.
     """
     path = Path(path)
-    name = path.name.split(".", 1)[0]
+    name = data_name(path)
     if documents is not None:
         return _streaming_qa(name, path, Path(documents))
     row = first_object(path)

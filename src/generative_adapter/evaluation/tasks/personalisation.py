@@ -32,7 +32,7 @@ from generative_adapter.evaluation.tasks.document_groups import spread
 from generative_adapter.evaluation.tasks.document_qa import with_shots
 from generative_adapter.evaluation.tasks.persona_questions import questions_of, sentences
 from generative_adapter.evaluation.tasks.protocol import TaskQuery, TaskSample
-from generative_adapter.evaluation.tasks.reading import json_rows
+from generative_adapter.evaluation.tasks.reading import data_name, json_rows
 from generative_adapter.methods.protocol import Context, Query, Wording
 
 METRICS = ("f1", "exact_match", "recall")
@@ -132,7 +132,7 @@ def read_conversations(path: Path) -> Conversations:
             skipped["conversations without a question"] += 1
     if not read:
         raise DataError(f"{path}: no conversation has a question with an answer; nothing to ask")
-    return Conversations(path.name.split(".", 1)[0], tuple(read), dict(skipped), num_facts)
+    return Conversations(data_name(path), tuple(read), dict(skipped), num_facts)
 
 
 def conversation_shots(data: Conversations, num_shots: int = 3) -> tuple[tuple[str, str, str], ...]:

@@ -16,6 +16,17 @@ from generative_adapter.data.records import open_text
 from generative_adapter.errors import DataError
 
 
+_ENDINGS = (".zst", ".gz", ".json", ".jsonl", ".parquet")
+
+
+def data_name(path: Path) -> str:
+    """A file's name without the endings of its format and compression."""
+    name = Path(path).name
+    while (ending := Path(name).suffix) in _ENDINGS:
+        name = name.removesuffix(ending)
+    return name
+
+
 def json_rows(path: Path, expected: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields the objects of a file, each with its place ("FILE, line 3", "FILE, item 3" of a list, or "FILE").
 
