@@ -76,7 +76,7 @@ def test_groups_are_asked_about_as_a_whole(squad: Path) -> None:
     # words of the documents: 7, 6, 8, 6 = 27; k = 14 gives 2 parts of 13.5 with middles 3.5, 10 | 17, 24
     task = DocumentQa(read_documents(squad), words, 14)
     first, second = task.samples()
-    assert (task.name, first.id) == ("document-qa/dev-v1.1/14", "document-qa/dev-v1/14/00000")
+    assert (task.name, first.id) == ("document-qa/dev-v1.1/14", "document-qa/dev-v1.1/14/00000")
     assert first.context.text == "Styrian rivers\nThe Mur flows by Graz.\n\nStyrian rivers\nThe Enns is long."
     assert "\n\n".join(first.context.documents) == first.context.text
     assert [item.query.question for item in first.queries] == ["What flows by Graz?", "What is long?"]
