@@ -47,9 +47,7 @@ def document_qa(
     lora_rank: options.LoraRankOption = 16,
     max_prompt_tokens: options.MaxPromptOption = None,
     task_wording: options.TaskWordingOption = False,
-    shuffle: Annotated[
-        bool, typer.Option("--shuffle", help="Group documents at random, not neighbours.")
-    ] = False,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="Group documents at random, not neighbours.")] = False,
     batch_rows: options.BatchRowsOption = 64,
     batch_tokens: options.BatchTokensOption = 16384,
     seed: options.SeedOption = 0,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from generative_adapter.base_model.costs import base_sizes, forward_flops
 from generative_adapter.base_model.loading import BaseModel
+from generative_adapter.base_model.prefix_pass import head_at
 from generative_adapter.base_model.prompts import pad_id
 from generative_adapter.config import require
 from generative_adapter.errors import TrainingError
@@ -63,7 +64,7 @@ class FitSettings:
     patience: int = 0
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    max_batch_tokens: int = 8192
+    max_batch_tokens: int = 4096
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -177,7 +178,8 @@ class _Runner:
                 )
             (loss / num_supervised).backward()
             total += loss.item()
-            self.flops += self.weights.training_flops(num_tokens, width)
+            num_heads = sum(sample.num_supervised for sample in part)
+            self.flops += self.weights.training_flops(num_tokens, width, num_heads)
         return total
 
     @torch.no_grad()
@@ -187,7 +189,8 @@ class _Runner:
         for part in self._parts(samples):
             loss, num_tokens, width = _summed_loss(self.weights.base, part)
             total += loss.item()
-            self.flops += forward_flops(self._sizes, num_tokens, width, num_tokens)
+            num_heads = sum(sample.num_supervised for sample in part)
+            self.flops += forward_flops(self._sizes, num_tokens, width, num_heads)
             self.flops += 2 * num_tokens * self.weights.adapter_numbers
         return total / sum(sample.num_supervised for sample in samples)
 
@@ -223,7 +226,7 @@ class _Masters:
 
 
 def _summed_loss(base: BaseModel, samples: Sequence[Sample]) -> tuple[Tensor, int, int]:
-    """Summed -log P of the supervised tokens; computed tokens, and tokens of a row."""
+    """Summed -log P of the supervised tokens, at which alone the head runs; computed tokens, and tokens of a row."""
     width, pad = max(len(sample.ids) for sample in samples), pad_id(base.tokenizer)
     ids = torch.full((len(samples), width), pad)
     real = torch.zeros_like(ids)
@@ -234,9 +237,11 @@ def _summed_loss(base: BaseModel, samples: Sequence[Sample]) -> tuple[Tensor, in
         real[row, :length] = 1
         labels[row, given:length] = ids[row, given:length]
     ids, real, labels = (each.to(base.device) for each in (ids, real, labels))
-    logits = base.model(input_ids=ids, attention_mask=real, use_cache=False).logits
-    wanted = labels[:, 1:] >= 0
-    loss = F.cross_entropy(logits[:, :-1][wanted].float(), labels[:, 1:][wanted], reduction="sum")
+    predicts = torch.zeros_like(real, dtype=torch.bool)
+    predicts[:, :-1] = labels[:, 1:] >= 0
+    with head_at(base.model, predicts):
+        logits = base.model(input_ids=ids, attention_mask=real, use_cache=False).logits
+    loss = F.cross_entropy(logits.float(), labels[:, 1:][predicts[:, :-1]], reduction="sum")
     return loss, ids.numel(), width
 
 

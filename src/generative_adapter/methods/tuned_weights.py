@@ -51,8 +51,8 @@ class TunedWeights(Protocol):
         """
         ...
 
-    def training_flops(self, num_tokens: float, row_tokens: float) -> float:
-        """Operations of a forward and a backward pass over n tokens in rows of c."""
+    def training_flops(self, num_tokens: float, row_tokens: float, head_tokens: float) -> float:
+        """Operations of a forward and a backward pass over n tokens in rows of c, with the head at m of them."""
         ...
 
 
@@ -90,9 +90,9 @@ class FullWeights:
             for parameter in parameters.values():
                 parameter.grad = None
 
-    def training_flops(self, num_tokens: float, row_tokens: float) -> float:
-        """3 f, f being the forward pass with its head at every token; the backward goes to inputs and weights."""
-        return 3 * forward_flops(self._sizes, num_tokens, row_tokens, num_tokens)
+    def training_flops(self, num_tokens: float, row_tokens: float, head_tokens: float) -> float:
+        """3 f, f being the forward pass with its head at m tokens; the backward goes to inputs and weights."""
+        return 3 * forward_flops(self._sizes, num_tokens, row_tokens, head_tokens)
 
 
 class LoraWeights:
@@ -168,12 +168,12 @@ class LoraWeights:
             vars(model).pop("peft_config", None)
             model.requires_grad_(False)
 
-    def training_flops(self, num_tokens: float, row_tokens: float) -> float:
+    def training_flops(self, num_tokens: float, row_tokens: float, head_tokens: float) -> float:
         """2 f + 4 n c a a block + 6 n P, P numbers of LoRA: the backward goes to inputs, and for LoRA to weights too.
 
         An upper estimate by what the first block need not give to its inputs.
         """
-        forward = forward_flops(self._sizes, num_tokens, row_tokens, num_tokens)
+        forward = forward_flops(self._sizes, num_tokens, row_tokens, head_tokens)
         attention = 4 * num_tokens * row_tokens * self._sizes.attention_width * len(self._sizes.blocks)
         return 2 * forward + attention + 6 * num_tokens * self.adapter_numbers
 

@@ -15,7 +15,6 @@ from typing import Any
 from generative_adapter.data.records import open_text
 from generative_adapter.errors import DataError
 
-
 _ENDINGS = (".zst", ".gz", ".json", ".jsonl", ".parquet")
 
 
