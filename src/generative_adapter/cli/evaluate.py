@@ -13,6 +13,7 @@ from generative_adapter.cli.console import bar_progress, output_console, print_j
 from generative_adapter.cli.evaluate_document_qa import document_qa
 from generative_adapter.cli.evaluate_metaicl import metaicl
 from generative_adapter.cli.evaluate_personalisation import personalisation
+from generative_adapter.cli.evaluation_report import report
 from generative_adapter.cli.options import BaseModelOption, DeviceOption, DtypeOption, GeneratorOption, JsonOption
 from generative_adapter.errors import ConfigError
 
@@ -27,6 +28,7 @@ def evaluate() -> None:
 app.command("document-qa")(document_qa)
 app.command("metaicl")(metaicl)
 app.command("personalisation")(personalisation)
+app.command("report")(report)
 
 
 @app.command("methods")

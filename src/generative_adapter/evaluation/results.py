@@ -153,18 +153,21 @@ class ResultLog:
 
 
 def read_results(path: Path) -> Iterator[SampleResult]:
-    """The lines of a `samples.jsonl`.
+    """The lines of a `samples.jsonl`; an unfinished last one, as a killed or running evaluation leaves, is left out.
 
     Raises:
         DataError: a line is no result; the message names file and line.
     """
-    with Path(path).open(encoding="utf-8") as lines:
+    with Path(path).open("rb") as lines:
         for number, line in enumerate(lines, 1):
             where = f"{path}, line {number}"
             try:
                 values = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{where}: not valid JSON ({error.msg}); delete the line to run it again") from error
+            except ValueError as error:
+                if not line.endswith(b"\n"):
+                    return
+                reason = getattr(error, "msg", error)
+                raise DataError(f"{where}: not valid JSON ({reason}); delete the line to run it again") from error
             if not isinstance(values, dict):
                 raise DataError(f"{where}: not an object but a {type(values).__name__}; delete the line")
             yield SampleResult.from_dict(values, where)

@@ -1,0 +1,1 @@
+"""Result lines as tables, plots and a page: `writing.write_report`."""
