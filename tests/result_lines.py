@@ -58,7 +58,7 @@ def every_kind() -> list[SampleResult]:
     strength = {"closed-book": 0.05, "full-context": 0.7, "generative-adapter": 0.4, "sft-lora": 0.2}
     lines = []
     for place, (method, value) in enumerate(strength.items()):
-        costs = {**COSTS, "answering_flops": (1 + 3 * (method == "full-context")) * 5e11}
+        costs = {**COSTS, "answering_flops": (1 + 5 * (method == "full-context")) * 5e11}
         for tokens in (512, 1024, 2048, 4096):
             for number in range(4):
                 values = [max(0.0, value - tokens / 20_000 + 0.05 * ((number + place) % 3)), value]

@@ -34,6 +34,7 @@ _SETTINGS: dict[Any, Any] = {
     "text.parse_math": False,  # names from data may hold dollar signs
 }
 _PANEL_TITLES = {"classification": "classification tasks", "other": "other tasks", "all": "all tasks"}
+_MAX_LETTERS = 60
 _LABEL_GAP = 0.052  # of the axes' height between two labels of lines
 
 
@@ -118,7 +119,7 @@ def _over_length(
                if row.method == method and metric in row.values]  # fmt: skip
         if own:
             _line(axes, own, style[method])
-            labels.append((100 * own[-1][1].mean, method, style[method].colour))
+            labels.append((100 * own[-1][1].mean, _drawn(method), style[method].colour))
     known = published.data_set_of(formats.data_set(rows[0])) if with_published and metric == "f1" else None
     curves = published.DOCUMENT_QA.get(known or "", ()) if formats.family(rows[0]) == "Document QA" else ()
     for curve in curves:
@@ -127,7 +128,7 @@ def _over_length(
             colour = style[curve.method].colour
             axes.plot(sizes, [curve.values[size] for size in sizes], color=colour, linewidth=0.9, linestyle="--")
             labels.append((curve.values[sizes[-1]], f"{curve.label} (7B, published)", colour))
-    axes.set_title(formats.heading(rows[0]), loc="left")
+    axes.set_title(_drawn(formats.heading(rows[0])), loc="left")
     _length_axis(axes, lengths, "tokens of a context, mean")
     axes.set_ylabel(f"{formats.metric_label(metric)}, %")
     _finish(axes)
@@ -152,36 +153,44 @@ def _over_shots(figure: Figure, averages: Sequence[Average], style: Mapping[str,
     panels[0].set_ylabel("accuracy, mean over tasks, %")
     last = {average.method: average.mean for average in averages if average.group == groups[-1]}
     order = sorted(lines, key=lambda method: -last.get(method, 0.0))
-    figure.legend([lines[name] for name in order], order, loc="outside right center", frameon=False)
+    figure.legend(
+        [lines[name] for name in order], [_drawn(name) for name in order], loc="outside right center", frameon=False
+    )
     return figure
 
 
 def _over_operations(figure: Figure, rows: Sequence[Row], metric: str, style: Mapping[str, Style]) -> Figure:
     """Quality against operations a query: up and to the left is better."""
-    figure.set_size_inches(6.4, 4.2)
+    from matplotlib.ticker import LogLocator
+
+    figure.set_size_inches(7.2, 4.2)
     axes = figure.subplots()
     told = [row for row in rows if row.costs.get("answering_flops") and metric in row.values]
-    for row in told:
-        estimate, operations = row.values[metric], (row.costs["answering_flops"] or 0.0) / 1e12
-        own = style[row.method]
+    for row in sorted(told, key=lambda row: -row.values[metric].mean):
         axes.errorbar(
-            [operations], [100 * estimate.mean], yerr=_error(estimate), color=own.colour, marker=own.marker,
-            markersize=8, capsize=3, linestyle="none",
-        )  # fmt: skip
-        name = ", ".join(filter(None, (row.method, formats.split_label(row.split))))
-        axes.annotate(
-            name, (operations, 100 * estimate.mean), (7, 5), textcoords="offset points", color=own.colour, fontsize=9
+            [(row.costs["answering_flops"] or 0.0) / 1e12],
+            [100 * row.values[metric].mean],
+            yerr=_error(row.values[metric]),
+            color=style[row.method].colour,
+            marker=style[row.method].marker,
+            markersize=8,
+            capsize=3,
+            linestyle="none",
+            label=_drawn(", ".join(filter(None, (row.method, formats.split_label(row.split))))),
         )
-    operations = [(row.costs["answering_flops"] or 0.0) / 1e12 for row in told]
+    operations = [row.costs["answering_flops"] or 0.0 for row in told]
     if told and max(operations) > 4 * min(operations):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter("")
-    axes.margins(x=0.25, y=0.12)
-    axes.set_title(formats.heading(rows[0]), loc="left")
+    axes.margins(x=0.12, y=0.12)
+    axes.set_title(_drawn(formats.heading(rows[0])), loc="left")
     axes.set_xlabel("TFLOPs a query")
     axes.set_ylabel(f"{formats.metric_label(metric)}, %")
     _finish(axes)
+    if told:
+        figure.legend(loc="outside right center", frameon=False)
     return figure
 
 
@@ -207,7 +216,7 @@ def _heat_map(figure: Figure, rows: Sequence[Row], metric: str, title: str) -> F
     axes.set_yticks(range(len(depths)), [str(depth) for depth in depths])
     axes.set_xlabel("tokens of a context")
     axes.set_ylabel("depth of the needle")
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_title(_drawn(title), loc="left", fontsize=10)
     figure.colorbar(image, label=f"{formats.metric_label(metric)}, %")
     return figure
 
@@ -279,6 +288,12 @@ def _bytes(figure: Figure, ending: str) -> bytes:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a data set's name in another script
         figure.savefig(buffer, format=ending, dpi=150, metadata=metadata, facecolor="white")
     return buffer.getvalue()
+
+
+def _drawn(text: str) -> str:
+    """A text from data as a plot can draw it: of printable letters, and short."""
+    printable = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return printable if len(printable) <= _MAX_LETTERS else f"{printable[: _MAX_LETTERS - 1]}…"
 
 
 def _file_name(text: str) -> str:
