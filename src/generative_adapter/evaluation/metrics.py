@@ -19,6 +19,7 @@ import numpy
 from generative_adapter.errors import ConfigError, DataError
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NUMBERS_AT_ONCE = 100_000  # of resamples, so that many clusters don't fill the memory
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -138,9 +139,10 @@ def bootstrap_mean(
         return Estimate(mean, None, None, len(values), 1)
     random = numpy.random.default_rng(seed)
     means = numpy.empty(num_resamples)
-    for number in range(num_resamples):
-        drawn = random.integers(len(places), size=len(places))
-        means[number] = sums[drawn].sum() / counts[drawn].sum()
+    at_once = max(1, _NUMBERS_AT_ONCE // len(places))
+    for start in range(0, num_resamples, at_once):
+        drawn = random.integers(len(places), size=(min(at_once, num_resamples - start), len(places)))
+        means[start : start + at_once] = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = numpy.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(mean, float(low), float(high), len(values), len(places))
 

@@ -20,6 +20,7 @@ from generative_adapter.evaluation.report.plots import Plot
 from generative_adapter.evaluation.run_folder import RunFolder
 
 _MAX_LETTERS = 600  # of a question that is shown
+_MAX_LINES = 12  # of a setting that isn't folded away
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _STYLE = """
 :root { color-scheme: light dark; --text: #1b1b1b; --page: #ffffff; --line: #d5d5d5; --faint: #5d5d5d;
@@ -75,13 +76,21 @@ def _runs(runs: Sequence[RunFolder]) -> str:
     for run in runs:
         missing = f" {run.num_missing:,} samples of the run are still to do." if run.num_missing else ""
         pieces.append(f"<h3>{html.escape(run.name)}</h3>\n<p>{len(run.results):,} samples answered.{missing}</p>")
-        lines = [
-            f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>'
-            for name, value in _flat(run.settings)
-        ]
-        if lines:
-            pieces.append(f'<div class="scroll"><table class="text"><tbody>{"".join(lines)}</tbody></table></div>')
+        told = {name: value for name, value in run.settings.items() if name not in ("command", "commands")}
+        parts = {name: _flat({name: value}) for name, value in told.items()}
+        pieces.append(_settings_table([line for lines in parts.values() if len(lines) <= _MAX_LINES for line in lines]))
+        for name, lines in parts.items():
+            if len(lines) > _MAX_LINES:
+                table = _settings_table(lines)
+                pieces.append(f"<details><summary>{html.escape(name)}</summary>{table}</details>")
     return "\n".join(pieces)
+
+
+def _settings_table(settings: Sequence[tuple[str, str]]) -> str:
+    lines = [
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>' for name, value in settings
+    ]
+    return f'<div class="scroll"><table class="text"><tbody>{"".join(lines)}</tbody></table></div>' if lines else ""
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
@@ -90,7 +99,7 @@ def _flat(values: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
             lines += _flat(value, f"{before}{name}.")
-        elif f"{before}{name}" != "command":
+        else:
             lines.append((f"{before}{name}", value if isinstance(value, str) else _plain(value)))
     return lines
 
@@ -141,8 +150,9 @@ def _commands(runs: Sequence[RunFolder]) -> str:
         command = run.settings.get("command")
         if isinstance(command, list):
             command = shlex.join(map(str, command))
-        if command:
-            commands.append(str(command))
+        earlier = run.settings.get("commands")
+        told = [*(earlier if isinstance(earlier, list) else ()), *([command] if command else ())]
+        commands += dict.fromkeys(map(str, told))
     if not commands:
         return "<p>The run's folder doesn't tell the command that made it.</p>"
     return (
