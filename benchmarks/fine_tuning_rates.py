@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--sft-rate", action="append", default=[], metavar="FORM=RATE")
     parser.add_argument("--max-pairs", type=int, default=1000)
     parser.add_argument("--max-epochs", type=int)
+    parser.add_argument("--batch-size", type=int, default=16, help="pairs a step of supervised fine-tuning")
     parser.add_argument("--limit", type=int, default=60, help="questions")
     parser.add_argument("--max-contexts", type=int, default=6)
     options = parser.parse_args()
@@ -71,7 +72,7 @@ def main() -> None:
         epochs = options.max_epochs or 2
         for rate in rates if options.method == "sft" else [float(chosen[form])]:
             started = time.perf_counter()
-            settings = replace(SFT, learning_rate=rate, max_epochs=epochs)
+            settings = replace(SFT, learning_rate=rate, max_epochs=epochs, batch_size=options.batch_size)
             sft = SupervisedFineTuning(
                 weights, training.pairs, BARE, validation=training.validation_pairs, settings=settings
             )

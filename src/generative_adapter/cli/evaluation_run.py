@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generative_adapter.cli import loading
-from generative_adapter.cli.console import output_console, print_json, run_progress, waiting
+from generative_adapter.cli.console import print_json, print_text, run_progress, waiting
 from generative_adapter.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -81,10 +82,7 @@ def _show(output: Path, as_json: bool) -> None:
     with waiting("Writing the report ..."):
         written = write_report(output)
     if as_json:
-        import json
-
-        print_json(json.loads(written["results"].read_text(encoding="utf-8")))
-        return
-    console = output_console()
-    console.print(written["markdown"].read_text(encoding="utf-8"))
-    console.print(f"Report: {written['html']}")
+        print_json(json.loads(written["results.json"].read_text(encoding="utf-8")))
+    else:
+        print_text(written["tables.md"].read_text(encoding="utf-8"))
+        print_text(f"Report: {written['report.html']}")
