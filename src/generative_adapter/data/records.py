@@ -32,7 +32,7 @@ from generative_adapter.data.instruction_sets import questions_in, read_question
 from generative_adapter.data.rows import Question, Record, Row, kind, text_at
 from generative_adapter.errors import DataError, MissingDependencyError
 
-__all__ = ["Question", "Record", "numbered_records", "open_text", "read_records"]
+__all__ = ["Question", "Record", "numbered_records", "open_text", "read_records", "record_place"]
 
 FORMATS = (
     'SQuAD v1.1 JSON ({"data": [...]}), JSON Lines or Parquet with {"context", "qa": [{"question", "answers"}]}, '
@@ -98,6 +98,21 @@ def numbered_records(path: Path, converter: str | None = None, *, skip: int = 0)
             yield from _text_records(path, lines, named, source, skip)
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: not UTF-8 text ({error}); expected {FORMATS}") from error
+
+
+def record_place(path: Path, number: int) -> str:
+    """Where in a file the record stands that `numbered_records` gave with a number, for messages.
+
+    Of records that are made of several rows it is the last one.
+    """
+    if _is_parquet(path):
+        return f"{path}, row {number}"
+    with open_text(path) as lines:
+        first = _parse(next((line for line in lines if line.strip()), ""))
+    if isinstance(first, dict) and "data" not in first:
+        return f"{path}, line {number}"
+    is_squad = isinstance(first, dict) or not _is_plain_text_name(path)
+    return f"{path}, paragraph {number}" if is_squad else f"{path}"
 
 
 def _text_records(

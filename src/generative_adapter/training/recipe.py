@@ -140,6 +140,8 @@ class TrainingRecipe:
         seed: decides initial weights and the order of data.
         num_steps: optimiser steps in all; `num_epochs` decides them instead where it is given.
         num_epochs: every source is drawn so often, in proportion to its number of records; None: `num_steps` counts.
+        held_out_texts: what becomes of records from held-out test splits (`data.held_out_texts`): `refuse`, an error
+            that names the record, or `skip`, which leaves them out and logs how many.
         cache: folder of the token caches of `text` and `instructions`; None: the user's cache folder.
         contexts_per_step: contexts in a global batch.
         micro_batch_tokens: most tokens in one forward and backward pass, padding not counted; a step takes as many
@@ -188,6 +190,7 @@ class TrainingRecipe:
     seed: int = 0
     num_steps: int = 1000
     num_epochs: float | None = None
+    held_out_texts: str = "refuse"
     cache: str | None = None
     contexts_per_step: int = 8
     micro_batch_tokens: int = 16384
@@ -227,6 +230,10 @@ class TrainingRecipe:
         require(
             self.attention in ("eager", "grouped", "sdpa"),
             f"attention must be eager, grouped or sdpa, got {self.attention!r}",
+        )
+        require(
+            self.held_out_texts in ("refuse", "skip"),
+            f"held_out_texts must be refuse or skip, got {self.held_out_texts!r}",
         )
         for name in (
             "num_steps",

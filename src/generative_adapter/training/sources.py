@@ -115,7 +115,7 @@ class ContextSampler:
             return [], []
         train: list[Record] = []
         held_out: list[Record] = []
-        for _, record in records_of(source):
+        for _, record in records_of(source, held_out=self.recipe.held_out_texts):
             if source.kind == "questions" and not record.questions:
                 continue
             (held_out if _is_held_out(digest_of(record.context), source) else train).append(record)

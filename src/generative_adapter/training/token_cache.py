@@ -13,6 +13,7 @@ import itertools
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from transformers import PreTrainedTokenizerBase
 from generative_adapter.base_model.dequantise import cache_folder
 from generative_adapter.base_model.prompts import answer_ids, question_ids
 from generative_adapter.config import PromptConfig, to_mapping
+from generative_adapter.data.held_out_texts import packaged
 from generative_adapter.data.hub import read_hub
-from generative_adapter.data.records import Record, numbered_records
+from generative_adapter.data.records import Record, numbered_records, record_place
 from generative_adapter.errors import DataError
 from generative_adapter.training.recipe import SourceConfig, TrainingRecipe
 from generative_adapter.training.token_store import EncodedRecord, TokenStore, fill_store, is_complete
@@ -44,14 +46,43 @@ def source_name(source: SourceConfig) -> str:
     return source.dataset or ", ".join(Path(path).name for path in source.paths) or source.kind
 
 
-def records_of(source: SourceConfig, skip: int = 0) -> Iterator[tuple[int, Record]]:
+def records_of(source: SourceConfig, skip: int = 0, held_out: str = "refuse") -> Iterator[tuple[int, Record]]:
     """A source's records with the rows of the source up to and with each, after the first `skip` rows.
 
+    Args:
+        source: which files or data set.
+        skip: rows that are passed over.
+        held_out: `refuse` or `skip` records from held-out test splits; as the recipe's `held_out_texts`.
+
     Raises:
-        DataError: a file or row can't be read; names it.
+        DataError: a file or row can't be read, or is from a held-out split and refused; names it.
     """
+    texts = packaged()
+    skipped: Counter[str] = Counter()
+    try:
+        for row, place, record in _placed_records(source, skip):
+            split = texts.split_of_record(record)
+            if split is None:
+                yield row, record
+            elif held_out == "skip":
+                skipped[split] += 1
+            else:
+                raise DataError(
+                    f"{place()}: this text is held out for testing (split {split}), in whole or in part, so it is not "
+                    "trained on; train on another file, or set held_out_texts: skip to leave such records out"
+                )
+    finally:
+        if skipped:
+            told = ", ".join(f"{number} of {split}" for split, number in skipped.most_common())
+            total = skipped.total()
+            logger.warning("%s: left out %d records held out for testing: %s", source_name(source), total, told)
+
+
+def _placed_records(source: SourceConfig, skip: int) -> Iterator[tuple[int, Callable[[], str], Record]]:
+    """Rows so far, where the record stands, and the record."""
     if source.dataset is not None:
-        yield from read_hub(
+        name = f"data set {source.dataset}, split {source.split!r}"
+        rows = read_hub(
             source.dataset,
             subset=source.subset,
             split=source.split,
@@ -59,13 +90,15 @@ def records_of(source: SourceConfig, skip: int = 0) -> Iterator[tuple[int, Recor
             converter=source.converter,
             skip=skip,
         )
+        for row, record in rows:
+            yield row, lambda row=row: f"{name}, row {row}", record
         return
     passed = 0  # records of the files before, each counted as a row
     for path in source.paths:
-        for _, record in numbered_records(Path(path), source.converter):
+        for row, record in numbered_records(Path(path), source.converter):
             passed += 1
             if passed > skip:
-                yield passed, record
+                yield passed, lambda path=path, row=row: record_place(Path(path), row), record
 
 
 def digest_of(text: str) -> int:
@@ -98,7 +131,7 @@ def prepare(
         fill_store(
             folder,
             _identity(recipe, source, tokenizer),
-            lambda skip, source=source: _encoded(source, recipe.prompt, tokenizer, skip),
+            lambda skip, source=source: _encoded(recipe, source, tokenizer, skip),
             max_records=source.max_records,
             max_tokens=source.max_tokens,
             progress=None if progress is None else lambda records, tokens, name=name: progress(name, records, tokens),
@@ -152,6 +185,7 @@ def _identity(recipe: TrainingRecipe, source: SourceConfig, tokenizer: PreTraine
         "max_records": source.max_records,
         "max_tokens": source.max_tokens,
         "tokenizer": _tokenizer_digest(tokenizer),
+        "held_out_texts": packaged().digest,  # refused or skipped: what passes is the same
     }
     if source.kind == "instructions":
         identity |= {"prompt": to_mapping(recipe.prompt), "chat_template": tokenizer.chat_template}
@@ -165,16 +199,20 @@ def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _encoded(
-    source: SourceConfig, prompt: PromptConfig, tokenizer: PreTrainedTokenizerBase, skip: int
+    recipe: TrainingRecipe, source: SourceConfig, tokenizer: PreTrainedTokenizerBase, skip: int
 ) -> Iterator[EncodedRecord]:
-    rows = records_of(source, skip)
+    rows = records_of(source, skip, recipe.held_out_texts)
     while batch := list(itertools.islice(rows, _ENCODED_AT_ONCE)):
         contexts = _token_ids(tokenizer, [record.context for _, record in batch])
         for (row, record), context in zip(batch, contexts, strict=True):
             if source.kind == "text":
                 parts = [context] if len(context) >= FEWEST_TOKENS else []
             else:
-                parts = [context, *_question_parts(record, prompt, tokenizer)] if context and record.questions else []
+                parts = (
+                    [context, *_question_parts(record, recipe.prompt, tokenizer)]
+                    if context and record.questions
+                    else []
+                )
             if parts:
                 yield EncodedRecord(row, digest_of(record.context), parts)
 
