@@ -103,7 +103,7 @@ def base_sizes(model: PreTrainedModel) -> BaseSizes:
     return BaseSizes(
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         hidden_size=config.hidden_size,
-        vocab_size=head.weight.shape[0],
+        vocab_size=shape[1] if (shape := linear_shape(head)) else head.weight.shape[0],
         num_heads=config.num_attention_heads,
         attention_width=config.num_attention_heads * head_width,
         blocks=tuple(

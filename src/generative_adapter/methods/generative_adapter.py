@@ -1,6 +1,6 @@
 """Generative Adapter: the context becomes a low-rank adapter in one forward pass, and is not in the prompt.
 
-Leaves out: training a generator, whose operations a checkpoint doesn't record (`training_flops` may be given).
+Leaves out: training a generator; what that took stands in its file (`training.loop`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class GenerativeAdapterMethod:
     Args:
         model: the base model with its generator.
         task_wording: put queries in the task's closed wording instead.
-        training_flops: what training the generator took, for `costs`.
+        training_flops: what training the generator took, for `costs`; None: what its file tells, 0 where it tells
+            nothing (`training_is_recorded`).
         batching: how many queries run together.
     """
 
@@ -55,13 +56,15 @@ class GenerativeAdapterMethod:
         model: GenerativeAdapter,
         *,
         task_wording: bool = False,
-        training_flops: float = 0.0,
+        training_flops: float | None = None,
         batching: Batching | None = None,
     ) -> None:
         self.model = model
         self.base = model.base
         self.task_wording = task_wording
-        self.training_flops = training_flops
+        recorded = model.checkpoint.training.get("flops") if training_flops is None else training_flops
+        self.training_is_recorded = recorded is not None
+        self.training_flops = float(recorded or 0.0)
         self.batching = batching
         self._sizes = base_sizes(model.base.model)
 

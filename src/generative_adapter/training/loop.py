@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from generative_adapter.base_model.costs import base_sizes
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.base_model.prompts import pad_id, separator_ids, start_ids
 from generative_adapter.checkpoint import GeneratorCheckpoint
@@ -28,6 +30,7 @@ from generative_adapter.training.held_out import held_out_values, idle_passes
 from generative_adapter.training.metrics import append_line, finite_values, mean_values
 from generative_adapter.training.objectives import GeneratorPass, TokenLosses, count_labels, weighted_loss
 from generative_adapter.training.optimizers import build_optimizer
+from generative_adapter.training.pass_costs import batches_flops
 from generative_adapter.training.processes import Processes
 from generative_adapter.training.recipe import TrainingRecipe
 from generative_adapter.training.sources import ContextSampler
@@ -43,12 +46,17 @@ ProgressCallback = Callable[[Mapping[str, Any]], None]
 
 @dataclass
 class Progress:
-    """Where a run stands; saved with every checkpoint."""
+    """Where a run stands; saved with every checkpoint.
+
+    `flops` are operations of all training steps of all processes, by the formulas of `pass_costs`, those of the initial
+    generator included where its file tells them; None: not recorded from the start.
+    """
 
     step: int = 0
     seconds: float = 0.0
     num_tokens: int = 0
     num_computed_tokens: int = 0
+    flops: float | None = 0.0
     num_skipped: int = 0
     skipped_in_a_row: int = 0
     evaluations: list[dict[str, Any]] = field(default_factory=list)
@@ -97,6 +105,13 @@ class Trainer:
         self._describe = describe
         self._callback = progress_callback
         self._output = Path(recipe.output)
+        self._flops_of = partial(
+            batches_flops,
+            base_sizes(base.model),
+            recipe.generator,
+            generator.targets,
+            checkpointing=recipe.gradient_checkpointing,
+        )
         self._start_ids = start_ids(base.tokenizer)
         self._separator = separator_ids(base.tokenizer)
         self._weights = {name: getattr(recipe, f"{name}_weight") for name in OBJECTIVES}
@@ -201,7 +216,8 @@ class Trainer:
             sums = self._sum(sums)
             real = sum(batch.num_real_tokens for batch in batches)
             computed = sum(batch.num_computed_tokens for batch in batches)
-            total, real, computed = self.processes.sums([total, real, computed], self.base.device)
+            given = [total, real, computed, self._flops_of(batches)]
+            total, real, computed, flops = self.processes.sums(given, self.base.device)
         with _timed(seconds, "optimizer"):
             norm = torch.nn.utils.clip_grad_norm_(self.generator.parameters(), self.recipe.gradient_clip).item()
             healthy = math.isfinite(total) and math.isfinite(norm)
@@ -211,6 +227,8 @@ class Trainer:
             self.optimizer.zero_grad()
         self.progress.num_tokens += int(real)
         self.progress.num_computed_tokens += int(computed)
+        if self.progress.flops is not None:
+            self.progress.flops += flops
         self._note_health(healthy, step, total, norm)
         losses = {f"{name}_loss": sums[name] / counts[name] for name in OBJECTIVES if counts[name]}
         if self.recipe.lookup_weight > 0 and num_lookups:

@@ -18,11 +18,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
 
 from generative_adapter.base_model.costs import BaseSizes, activation_bytes, backward_flops, forward_flops
 from generative_adapter.config import GeneratorConfig, TargetShape
 from generative_adapter.generator.costs import iterates, key_width, normalization_flops
 from generative_adapter.generator.subspace import OVERSAMPLING
+
+if TYPE_CHECKING:
+    from generative_adapter.training.batches import Batch
 
 _DISTILLED_BYTES = 12  # float32 logits, their log-softmax and its gradient
 
@@ -43,6 +49,8 @@ class PassLayout:
         prefixes: states that are normalised, a target.
         context_tokens: real tokens of the contexts.
         teacher_tokens: tokens that a distillation's teacher reads.
+        teacher_row_tokens: tokens of a row of them; None: those of a context.
+        distilled_tokens: positions that it is asked at; None: the supervised ones.
     """
 
     first_tokens: float
@@ -56,6 +64,8 @@ class PassLayout:
     prefixes: float
     context_tokens: float
     teacher_tokens: float = 0.0
+    teacher_row_tokens: float | None = None
+    distilled_tokens: float | None = None
 
     @property
     def computed_tokens(self) -> float:
@@ -104,8 +114,12 @@ def pass_flops(
     base_forward = forward_flops(sizes, layout.first_tokens, layout.first_row_tokens)
     base_forward += forward_flops(sizes, *rows, layout.supervised_tokens)
     if layout.teacher_tokens:
-        teacher_row = layout.context_tokens / max(1.0, layout.first_chunks)
-        base_forward += forward_flops(sizes, layout.teacher_tokens, teacher_row, layout.supervised_tokens)
+        teacher_row, distilled = layout.teacher_row_tokens, layout.distilled_tokens
+        if teacher_row is None:
+            teacher_row = layout.context_tokens / max(1.0, layout.first_chunks)
+        if distilled is None:
+            distilled = layout.supervised_tokens
+        base_forward += forward_flops(sizes, layout.teacher_tokens, teacher_row, distilled)
     reads = [_reads(target, config, layout) for target in targets]
     if checkpointing:
         again = forward_flops(sizes, *rows)
@@ -123,6 +137,48 @@ def pass_flops(
         generator,
         sum(normalization_flops(config)) * states,
     )
+
+
+def batch_layout(batch: Batch) -> PassLayout:
+    """The layout of a pass as it is assembled; rows and chunks of several lengths by their means."""
+    rows, num_tokens = batch.rows.input_ids.shape
+    first_tokens = attended = chunks = written = 0
+    for _, inner in batch.first:  # each group's chunks are written padded to its longest
+        lengths = torch.stack([(inner == number).sum(dim=1) for number in range(1, int(inner.max()) + 1)])
+        number = int((lengths > 0).sum())
+        first_tokens += inner.numel()
+        attended += inner.numel() * inner.shape[1]
+        chunks += number
+        written += number * (int(lengths.max()) - batch.rows.num_start_tokens)
+    teacher = batch.teacher
+    return PassLayout(
+        first_tokens=first_tokens,
+        first_row_tokens=attended / max(1, first_tokens),
+        row_tokens=num_tokens,
+        all_row_tokens=rows * num_tokens,
+        supervised_tokens=len(batch.labels),
+        chunk_tokens=written / max(1, chunks),
+        first_chunks=chunks,
+        later_chunks=len(batch.rows.writers),
+        prefixes=len(batch.membership),
+        context_tokens=written,
+        teacher_tokens=0 if teacher is None else teacher.input_ids.numel(),
+        teacher_row_tokens=None if teacher is None else teacher.input_ids.shape[1],
+        distilled_tokens=None if teacher is None else len(teacher.labels),
+    )
+
+
+def batches_flops(
+    sizes: BaseSizes,
+    config: GeneratorConfig,
+    targets: Sequence[TargetShape],
+    batches: Sequence[Batch],
+    *,
+    checkpointing: bool = False,
+) -> float:
+    """Operations of passes as they are assembled, forward and backward."""
+    layouts = [batch_layout(batch) for batch in batches]
+    return sum(pass_flops(sizes, config, targets, layout, checkpointing=checkpointing).total for layout in layouts)
 
 
 def pass_bytes(

@@ -117,7 +117,7 @@ def run_training(
                 "with that one"
             )
         try:
-            trainer.progress = Progress(**saved)
+            trainer.progress = Progress(**{"flops": None, **saved})  # earlier releases didn't record them
         except TypeError as error:
             raise CheckpointError(f"{checkpoints[-1]}: its progress can't be read by this release: {error}") from error
         logger.info("resumed from %s", checkpoints[-1])
@@ -160,8 +160,9 @@ def make_trainer(
     generator = build_generator(recipe.generator, base)
     for target in generator.targets:
         generator[target.name].backward_dtype = getattr(torch, recipe.normalization_backward)
+    first_flops = 0.0
     if recipe.initial_generator is not None:
-        read_generator_info(recipe.initial_generator)
+        first_flops = read_generator_info(recipe.initial_generator)["training"].get("flops") or 0.0
         load_weights(
             generator, load_file(recipe.initial_generator), recipe.initial_generator, may_lack=".window_projs."
         )
@@ -174,6 +175,7 @@ def make_trainer(
     trainer = Trainer(
         recipe, base, generator, sampler, lambda done: describe(recipe, base, trainer, done), progress, processes
     )
+    trainer.progress.flops = first_flops
     return trainer
 
 
@@ -196,6 +198,7 @@ def describe(recipe: TrainingRecipe, base: BaseModel, trainer: Trainer, done: Pr
         "step": done.step,
         "seconds": done.seconds,
         "num_tokens": done.num_tokens,
+        "flops": done.flops,
         "evaluations": done.evaluations[-5:],
         "torch": torch.__version__,
     }
