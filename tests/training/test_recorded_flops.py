@@ -1,4 +1,4 @@
-"""Operations that a run records: those that torch counts in its steps, kept over a resume and in the generator's file."""
+"""Operations that a run records: those that torch counts, kept over a resume and in the generator's file."""
 
 from __future__ import annotations
 

@@ -46,6 +46,17 @@ class BlockSizes:
         """W_l."""
         return _products(self.linears)
 
+    @property
+    def input_linears(self) -> tuple[tuple[str, int, int], ...]:
+        """Those that read the block's input: the attention's but for its output; no parallel feed-forward."""
+        siblings = self._attention()
+        return tuple(each for each in self.linears if each[0] in siblings and each[0] not in ROLES["attention_output"])
+
+    def _attention(self) -> set[str]:
+        """Names of q, k, v and output, or what a family has for them."""
+        output = next((name for name, _, _ in self.linears if name in ROLES["attention_output"]), "")
+        return {name for name, _, _ in self.linears if name.rpartition(".")[0] == output.rpartition(".")[0]}
+
     def after(self, target: str) -> tuple[tuple[tuple[str, int, int], ...], int]:
         """What comes after a target: the linears, and x of the x n c a operations of attention's backward.
 
@@ -55,7 +66,7 @@ class BlockSizes:
         names = [name for name, _, _ in self.linears]
         own = target.removeprefix(f"{self.path}.")
         output = next((name for name in names if name in ROLES["attention_output"]), "")
-        siblings = {name for name in names if name.rpartition(".")[0] == output.rpartition(".")[0]}  # q, k, v, output
+        siblings = self._attention()
         if own not in siblings:
             later = names[names.index(own) + 1 :]
             return tuple(each for each in self.linears if each[0] in later and each[0] not in siblings), 0

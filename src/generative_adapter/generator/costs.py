@@ -70,7 +70,13 @@ def writing_flops(config: GeneratorConfig, num_targets: int, hidden_size: int, n
 
 
 def adapter_flops(config: GeneratorConfig, targets: Sequence[TargetShape]) -> float:
-    """Operations that make an adapter of the memories of all targets: normalisation and factors."""
-    decomposed = config.normalization == "svd"
+    """Operations that make an adapter of the memories of all targets: normalisation and factors.
+
+    The directions of `svd` go into the factors as they are, without the product U V^T of its normalisation.
+    """
+    width, decomposed = config.state_dim, config.normalization == "svd"
     widths = sum(target.out_features + target.in_features * decomposed for target in targets)
-    return len(targets) * normalization_flops(config)[0] + 2 * config.state_dim * config.rank * widths
+    normalization = normalization_flops(config)[0]
+    if decomposed:
+        normalization -= 2 * width**2 * (config.rank if iterates(config) else width)
+    return len(targets) * normalization + 2 * width * config.rank * widths

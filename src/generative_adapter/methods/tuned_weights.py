@@ -169,13 +169,15 @@ class LoraWeights:
             model.requires_grad_(False)
 
     def training_flops(self, num_tokens: float, row_tokens: float, head_tokens: float) -> float:
-        """2 f + 4 n c a a block + 6 n P, P numbers of LoRA: the backward goes to inputs, and for LoRA to weights too.
+        """2 f + 4 n c a a block + 6 n P - 2 n W_1 - 2 n r d_in, P numbers of LoRA.
 
-        An upper estimate by what the first block need not give to its inputs.
+        The backward goes to inputs, and for LoRA to weights too; W_1 and d_in are of the first block's linears that
+        read its input, to which nothing is given.
         """
         forward = forward_flops(self._sizes, num_tokens, row_tokens, head_tokens)
         attention = 4 * num_tokens * row_tokens * self._sizes.attention_width * len(self._sizes.blocks)
-        return 2 * forward + attention + 6 * num_tokens * self.adapter_numbers
+        first = sum(i * o + self.rank * i for _, i, o in self._sizes.blocks[0].input_linears)
+        return 2 * forward + attention + 6 * num_tokens * self.adapter_numbers - 2 * num_tokens * first
 
 
 @torch.no_grad()
