@@ -10,6 +10,7 @@ from generative_adapter.methods.answering import Batching, answer_prompts, answe
 from generative_adapter.methods.prompting import answer_form, prompt_ids
 from generative_adapter.methods.protocol import Answer, Context, Costs, Query, Wording
 from generative_adapter.methods.settings import MethodSettings
+from generative_adapter.methods.text_losses import text_losses
 
 
 class ClosedBook:
@@ -36,6 +37,10 @@ class ClosedBook:
         prompts = [prompt_ids(tokenizer, wording, query.question) for query in queries]
         form = answer_form(tokenizer, wording)
         return answer_prompts(self.base, prompts, queries, form, max_new_tokens, batching=self.batching)
+
+    def text_losses(self, state: None, texts: Sequence[Sequence[int]]) -> list[tuple[float, int]]:
+        """See `protocol.PredictsText`; those of the plain base model."""
+        return text_losses(self.base, texts)
 
     def costs(self, state: None, answers: Sequence[Answer]) -> Costs:
         """Answering only; formulas in `answering`."""

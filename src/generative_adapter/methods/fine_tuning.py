@@ -20,6 +20,7 @@ from generative_adapter.methods.fitting import EpochProgress, Fit, FitSettings, 
 from generative_adapter.methods.prompting import answer_form, context_window, prompt_ids
 from generative_adapter.methods.protocol import Answer, Context, Costs, Query, Wording
 from generative_adapter.methods.settings import MethodSettings, Pair
+from generative_adapter.methods.text_losses import text_losses
 from generative_adapter.methods.tuned_weights import FullWeights, LoraWeights, TunedWeights, Values
 
 LORA_LEARNING_RATE = 2e-4  # own
@@ -70,6 +71,12 @@ class FineTuned:
         applied: AbstractContextManager[Any] = self.weights.applied(state.values)
         with applied:
             return answer_prompts(self.base, prompts, queries, form, max_new_tokens, batching=self.batching)
+
+    def text_losses(self, state: TunedState, texts: Sequence[Sequence[int]]) -> list[tuple[float, int]]:
+        """See `protocol.PredictsText`; of the fine-tuned model."""
+        applied: AbstractContextManager[Any] = self.weights.applied(state.values)
+        with applied:
+            return text_losses(self.base, texts)
 
     def costs(self, state: TunedState, answers: Sequence[Answer]) -> Costs:
         """Contextualising: forward and backward passes x tokens x epochs, padding and validation included (`fitting`).

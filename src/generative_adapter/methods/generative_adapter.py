@@ -21,6 +21,7 @@ from generative_adapter.methods.answering import Batching, answer_prompts, answe
 from generative_adapter.methods.prompting import answer_form, own_form, prompt_ids
 from generative_adapter.methods.protocol import Answer, Context, Costs, Query, Wording
 from generative_adapter.methods.settings import MethodSettings
+from generative_adapter.methods.text_losses import text_losses
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +94,10 @@ class GenerativeAdapterMethod:
         return answer_prompts(
             self.base, prompts, queries, form, max_new_tokens, adapter=state.adapter, batching=self.batching
         )
+
+    def text_losses(self, state: GeneratedAdapter, texts: Sequence[Sequence[int]]) -> list[tuple[float, int]]:
+        """See `protocol.PredictsText`; under the context's adapter."""
+        return text_losses(self.base, texts, adapter=state.adapter)
 
     def costs(self, state: GeneratedAdapter, answers: Sequence[Answer]) -> Costs:
         """What the context and these answers cost.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from generative_adapter.config import require
 
@@ -127,4 +127,19 @@ class Method(Protocol):
 
     def costs(self, state: Any, answers: Sequence[Answer]) -> Costs:
         """What taking the context in and giving these answers cost."""
+        ...
+
+
+@runtime_checkable
+class PredictsText(Protocol):
+    """What a method may also do: say how well its model predicts any text while it has a context's state."""
+
+    def text_losses(self, state: Any, texts: Sequence[Sequence[int]]) -> list[tuple[float, int]]:
+        """-log P of each text, summed over its tokens, and the number of those.
+
+        Args:
+            state: of a context, from `take_in`.
+            texts: token ids of each, without begin-of-sequence tokens, which a text is read behind and which are not
+                predicted; where a tokenizer has none, a text's first token isn't predicted.
+        """
         ...

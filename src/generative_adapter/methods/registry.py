@@ -13,6 +13,7 @@ from generative_adapter.methods import (
     full_context,
     generative_adapter,
     k_shot,
+    no_adapter,
 )
 from generative_adapter.methods.fine_tuning import SupervisedFineTuning
 from generative_adapter.methods.protocol import Method
@@ -35,6 +36,7 @@ METHODS: dict[str, Builder] = {
     "closed-book": lambda base, settings, _: closed_book.build(base, settings),
     "full-context": lambda base, settings, _: full_context.build(base, settings),
     "full-context-cached": lambda base, settings, _: full_context.build_cached(base, settings),
+    "no-adapter": lambda base, settings, _: no_adapter.build(base, settings),
     "generative-adapter": lambda base, settings, _: generative_adapter.build(base, settings),
     "sft-lora": lambda base, settings, _: fine_tuning.build("lora", base, settings),
     "sft-full": lambda base, settings, _: fine_tuning.build("full", base, settings),
