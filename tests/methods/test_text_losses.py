@@ -1,4 +1,4 @@
-"""-log P of texts under each method's state, against transformers' own loss; and the base model in a generator's wording."""
+"""-log P of texts under each method's state, against transformers' own loss; no-adapter against an adapter of zero."""
 
 from __future__ import annotations
 
