@@ -11,7 +11,9 @@ from rich.table import Table
 from generative_adapter.cli import loading
 from generative_adapter.cli.console import bar_progress, output_console, print_json, print_text
 from generative_adapter.cli.evaluate_document_qa import document_qa
+from generative_adapter.cli.evaluate_forgetting import forgetting
 from generative_adapter.cli.evaluate_metaicl import metaicl
+from generative_adapter.cli.evaluate_needle import needle
 from generative_adapter.cli.evaluate_personalisation import personalisation
 from generative_adapter.cli.evaluation_report import report
 from generative_adapter.cli.options import BaseModelOption, DeviceOption, DtypeOption, GeneratorOption, JsonOption
@@ -28,6 +30,8 @@ def evaluate() -> None:
 app.command("document-qa")(document_qa)
 app.command("metaicl")(metaicl)
 app.command("personalisation")(personalisation)
+app.command("needle")(needle)
+app.command("forgetting")(forgetting)
 app.command("report")(report)
 
 

@@ -15,7 +15,7 @@ from generative_adapter.errors import ConfigError
 
 if TYPE_CHECKING:
     from generative_adapter.base_model.loading import BaseModel
-    from generative_adapter.evaluation.runner import TaskPlan
+    from generative_adapter.evaluation.runner import Outcome, Runner, TaskPlan
     from generative_adapter.methods.settings import MethodSettings
 
 
@@ -37,6 +37,7 @@ def run_evaluation(
     seed: int,
     prepare: Callable[[BaseModel], tuple[Sequence[TaskPlan], MethodSettings]],
     *,
+    then: Callable[[Runner, Outcome], None] | None = None,
     as_json: bool = False,
 ) -> None:
     """Runs methods on what `prepare` gives, and writes results and report.
@@ -48,6 +49,7 @@ def run_evaluation(
         settings: of the task, for the record.
         seed: of every draw.
         prepare: reads the data, once the base model is there.
+        then: what else is to be measured, before the report is written.
         as_json: print results as JSON.
 
     Raises:
@@ -73,6 +75,8 @@ def run_evaluation(
         runner = Runner(MethodShelf(base, method_settings, tuple(methods)), log, seed, progress)
         outcome = runner.run(methods, plans)
     write_run(output, ended_run(output, run, outcome))
+    if then is not None:
+        then(runner, outcome)
     _show(output, as_json)
 
 

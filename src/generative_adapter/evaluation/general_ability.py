@@ -55,6 +55,7 @@ def measure_general_ability(
     *,
     confidence: float = 0.95,
     seed: int = 0,
+    loss_of: Callable[[Context], float] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> GeneralAbility:
     """Perplexity of text with each context's state, and its ratio to the base model's.
@@ -66,6 +67,8 @@ def measure_general_ability(
         segments: token ids without begin-of-sequence tokens, such as `perplexity.held_out_segments` gives them.
         confidence: of the ratio's interval.
         seed: of its bootstrap over contexts.
+        loss_of: gives the summed -log P of all segments with a context's state, where it may be at hand already; None:
+            `segments_loss`.
         progress: is told the contexts done and in all.
 
     Raises:
@@ -81,7 +84,7 @@ def measure_general_ability(
         raise DataError(f"{len(segments)} segments hold no token to predict; give longer text")
     losses = []
     for number, context in enumerate(contexts, 1):
-        losses.append(_total(method.text_losses(method.take_in(context), segments))[0])
+        losses.append(segments_loss(method, context, segments) if loss_of is None else loss_of(context))
         if progress is not None:
             progress(number, len(contexts))
     ratios = [math.exp((loss - plain) / num_tokens) for loss in losses]
@@ -95,6 +98,17 @@ def measure_general_ability(
         num_segments=len(segments),
         num_contexts=len(contexts),
     )
+
+
+def segments_loss(method: Method, context: Context, segments: Sequence[Sequence[int]]) -> float:
+    """Summed -log P of all segments' tokens with a context's state.
+
+    Raises:
+        ConfigError: the method can't predict text.
+    """
+    if not isinstance(method, PredictsText):
+        raise ConfigError(f"{method.name} can't tell how well it predicts text; take one that has text_losses")
+    return _total(method.text_losses(method.take_in(context), segments))[0]
 
 
 def _total(losses: Sequence[tuple[float, int]]) -> tuple[float, int]:
