@@ -11,17 +11,11 @@ from typer.testing import Result
 
 from generative_adapter.base_model.loading import load_base_model
 from generative_adapter.checkpoint import save_generator
-from generative_adapter.cli import evaluation_run
 from generative_adapter.evaluation.results import SampleResult, read_results
 from generative_adapter.evaluation.tasks.controls import unrelated_questions
 from tiny_models import tiny_base, tiny_checkpoint, tiny_config
 
 Run = Callable[..., Result]
-
-
-@pytest.fixture(autouse=True)
-def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation_run, "_show", lambda output, as_json: None)
 
 
 @pytest.fixture
