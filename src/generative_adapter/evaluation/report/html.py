@@ -20,7 +20,7 @@ from generative_adapter.evaluation.report.plots import Plot
 from generative_adapter.evaluation.run_folder import RunFolder
 
 _MAX_LETTERS = 600  # of a question that is shown
-_MAX_LINES = 12  # of a setting that isn't folded away
+_MAX_LINES = 30  # of a setting that isn't folded away
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _STYLE = """
 :root { color-scheme: light dark; --text: #1b1b1b; --page: #ffffff; --line: #d5d5d5; --faint: #5d5d5d;

@@ -257,7 +257,8 @@ def _length_axis(axes: Axes, places: Sequence[int], label: str) -> None:
 
 
 def _finish(axes: Axes) -> None:
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    top = max(1.0, axes.get_ylim()[1])
+    axes.set_ylim(-0.02 * top, top)
     axes.grid(axis="y", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
