@@ -35,6 +35,10 @@ _HOMES = {
     "save_generator": "checkpoint",
     "GeneratorConfig": "config",
     "PromptConfig": "config",
+    "PeftExport": "export.peft",
+    "load_peft": "export.peft",
+    "save_peft": "export.peft",
+    "save_base_model": "export.base_folder",
     "run_training": "training.run",
 }
 
@@ -52,6 +56,10 @@ if TYPE_CHECKING:
     from generative_adapter.config import GeneratorConfig as GeneratorConfig
     from generative_adapter.config import PromptConfig as PromptConfig
     from generative_adapter.contextualizer import GenerativeAdapter as GenerativeAdapter
+    from generative_adapter.export.base_folder import save_base_model as save_base_model
+    from generative_adapter.export.peft import PeftExport as PeftExport
+    from generative_adapter.export.peft import load_peft as load_peft
+    from generative_adapter.export.peft import save_peft as save_peft
     from generative_adapter.generator.generator import AdapterGenerator as AdapterGenerator
     from generative_adapter.generator.low_rank import LowRankAdapter as LowRankAdapter
     from generative_adapter.generator.low_rank import LowRankFactors as LowRankFactors

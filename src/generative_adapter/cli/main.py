@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from generative_adapter.cli import ask, bench, chat, contextualize, demo, evaluate, forget, info, prepare, train
+from generative_adapter.cli import ask, bench, chat, contextualize, demo, evaluate, export, forget, info, prepare, train
 from generative_adapter.cli.console import configure_logging, print_error
 from generative_adapter.errors import GenerativeAdapterError
 
@@ -73,6 +73,7 @@ app.command("ask")(ask.ask)
 app.command("contextualize")(contextualize.contextualize)
 app.command("forget")(forget.forget)
 app.command("chat")(chat.chat)
+app.command("export")(export.export)
 app.command("info")(info.info)
 app.command("train")(train.train)
 app.command("prepare")(prepare.prepare)

@@ -1,0 +1,1 @@
+"""Adapters and base models in the formats that other tools read."""
