@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import math
@@ -182,7 +183,7 @@ def test_a_local_task_through_the_whole_harness(make, evaluate, tiny_adapter):
         ordered = sorted(("Bonn", "Delft"), key=lambda choice: choice != right)
         expected.append([direct_score(tiny_adapter, context, question, f" {choice}") for choice in ordered])
     result, likelihoods = evaluate(make(), "tiny_open")
-    assert [score for pair in likelihoods for score in pair] == pytest.approx(sum(expected, []), abs=1e-3)
+    assert [score for pair in likelihoods for score in pair] == pytest.approx([*expected[0], *expected[1]], abs=1e-3)
     right = [first > second for first, second in expected]
     assert result["acc,none"] == pytest.approx(sum(right) / 2)
 
@@ -193,8 +194,6 @@ def test_the_exported_adapter_gives_the_same_in_the_harness_own_model(make, eval
 
     adapter = tiny_adapter.adapter(tiny_adapter.contextualize(CONTEXTS[0]))
     save_peft(adapter, tmp_path / "lora", "tiny", model=tiny_adapter.base.model, dtype="fp32")
-    import copy
-
     wrapped = peft.PeftModel.from_pretrained(copy.deepcopy(tiny_adapter.base.model), str(tmp_path / "lora"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
