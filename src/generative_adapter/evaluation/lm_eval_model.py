@@ -37,7 +37,7 @@ try:
     from tqdm import tqdm
 except ImportError as error:
     raise MissingDependencyError(
-        f"lm-evaluation-harness can't be imported ({error}); pip install 'lm-eval>=0.4.9'"
+        f"lm-evaluation-harness can't be imported ({error}); pip install 'generative-adapter[lm-eval]'"
     ) from error
 
 _HARNESS_DEVICE = "cuda:0"  # what its command line asks for where the user says nothing

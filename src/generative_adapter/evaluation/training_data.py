@@ -1,19 +1,31 @@
 """What methods may learn from before they are tested: pairs for fine-tuning, shots, and data to choose wordings by.
 
-Nothing of it overlaps: a document that a shot shows is neither among those that wordings are chosen on, and no
-document's questions are both in the pairs and in those that stop fine-tuning early. Leaves out: the tested data.
+Nothing of it overlaps: a document that a shot shows is not among those that wordings are chosen on, and no document's
+questions are both in the pairs and in those that stop fine-tuning early. Texts that are held out for testing
+(`data.held_out_texts`) are neither shown nor learnt from, and a file of such texts is refused. Leaves out: the tested
+data.
 """
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from generative_adapter.data.held_out_texts import packaged
+from generative_adapter.errors import DataError
 from generative_adapter.evaluation.tasks.document_qa import Document, Documents, document_shots, read_documents
-from generative_adapter.evaluation.tasks.personalisation import Conversations, conversation_shots, read_conversations
+from generative_adapter.evaluation.tasks.personalisation import (
+    Conversation,
+    Conversations,
+    conversation_shots,
+    read_conversations,
+)
 from generative_adapter.methods.settings import Pair
+
+logger = logging.getLogger(__name__)
 
 Shots = tuple[tuple[str, str, str], ...]
 MAX_VALIDATION_PAIRS = 128
@@ -57,17 +69,23 @@ def document_training_data(
         seed: of the draws.
 
     Raises:
-        DataError: a file can't be used, or has too few short documents for the shots.
+        DataError: a file can't be used, is held out for testing, or has too few short documents for the shots.
     """
     if not paths:
         return TrainingData()
-    read = [read_documents(path) for path in paths]
-    documents = tuple(document for data in read for document in data.documents)
+    documents: tuple[Document, ...] = ()
+    held_out: set[str] = set()
+    for path in paths:
+        read = read_documents(path).documents
+        held_out |= _held_out(path, [document.text for document in read])
+        documents += read
     whole = Documents("training data", documents)
-    shots = document_shots(whole, count_tokens, num_shots=num_shots, seed=seed) if num_shots else ()
+    shots: Shots = ()
+    if num_shots:
+        shots = document_shots(whole, count_tokens, num_shots=num_shots, seed=seed, excluded=held_out)
     shown = {context for context, _, _ in shots}
     others = replace(whole, documents=tuple(document for document in documents if document.text not in shown))
-    groups = [_document_pairs(document) for document in documents]
+    groups = [_document_pairs(document) for document in documents if document.text not in held_out]
     pairs, validation = _divided(groups, max_pairs, seed)
     return TrainingData(shots, pairs, validation, documents=others)
 
@@ -78,8 +96,11 @@ def conversation_training_data(
     """Training data of personalisation, as `document_training_data` of documents."""
     if not paths:
         return TrainingData()
-    read = [read_conversations(path) for path in paths]
-    conversations = tuple(conversation for data in read for conversation in data.conversations)
+    conversations: tuple[Conversation, ...] = ()
+    for path in paths:
+        read = read_conversations(path).conversations
+        held_out = _held_out(path, [conversation.text for conversation in read])
+        conversations += tuple(conversation for conversation in read if conversation.text not in held_out)
     whole = Conversations("training data", conversations)
     shots = conversation_shots(whole, num_shots) if num_shots else ()
     shown = [session for session, _, _ in shots]
@@ -87,6 +108,23 @@ def conversation_training_data(
     groups = [[(query.query.question, query.references[0]) for query in item.queries] for item in conversations]
     pairs, validation = _divided(groups, max_pairs, seed)
     return TrainingData(shots, pairs, validation, conversations=replace(whole, conversations=others))
+
+
+def _held_out(path: Path, texts: Sequence[str]) -> set[str]:
+    """The texts that are held out for testing.
+
+    Raises:
+        DataError: most of them are.
+    """
+    splits = {text: split for text in texts if (split := packaged().split_of(text)) is not None}
+    if 2 * len(splits) > len(texts):
+        raise DataError(
+            f"{path}: {len(splits)} of {len(texts)} texts are held out for testing ({next(iter(splits.values()))}); "
+            "give training data"
+        )
+    if splits:
+        logger.warning("%s: %d texts are held out for testing; they are left out", path, len(splits))
+    return set(splits)
 
 
 def _document_pairs(document: Document) -> list[Pair]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -125,7 +125,13 @@ def read_documents(path: Path, documents: Path | None = None, *, titles: bool = 
 
 
 def document_shots(
-    data: Documents, count_tokens: Callable[[str], int], *, num_shots: int = 3, max_tokens: int = 160, seed: int = 0
+    data: Documents,
+    count_tokens: Callable[[str], int],
+    *,
+    num_shots: int = 3,
+    max_tokens: int = 160,
+    seed: int = 0,
+    excluded: Collection[str] = (),
 ) -> tuple[tuple[str, str, str], ...]:
     """Answered questions for few-shot prompts: (context, question, answer), one each of short documents, drawn by seed.
 
@@ -135,6 +141,7 @@ def document_shots(
         num_shots: how many.
         max_tokens: longer documents are left out.
         seed: decides which.
+        excluded: texts of documents that are not shown.
 
     Raises:
         DataError: there are fewer such documents.
@@ -146,7 +153,7 @@ def document_shots(
     for document in order:
         if len(shots) == num_shots:
             break
-        if count_tokens(document.text) <= max_tokens:
+        if document.text not in excluded and count_tokens(document.text) <= max_tokens:
             _, item = draw.choice(document.questions)
             shots.append((document.text, item.question.strip(), item.answers[0]))
     if len(shots) < num_shots:
