@@ -22,7 +22,7 @@ CONTEXTS = ("Ann lives in Bonn.", "Carl keeps bees in Delft, and a boat.")
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-evaluation-harness is installed")
 def test_without_the_harness_the_message_says_what_to_install():
-    with pytest.raises(MissingDependencyError, match="pip install 'generative-adapter\[lm-eval\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'generative-adapter\[lm-eval\]'"):
         importlib.import_module("generative_adapter.evaluation.lm_eval_model")
 
 

@@ -87,16 +87,12 @@ def test_a_file_of_held_out_texts_is_refused(tmp_path: Path, hold_out) -> None:
 
 
 def test_conversations(tmp_path: Path, hold_out) -> None:
-    rows = [
-        {
-            "id": f"{n}",
-            "sessions": [
-                {"session": 1, "dialog": [{"speaker": 1, "text": f"I work as a baker{n}", "fact": f"I work as a baker{n}."}]},
-                {"session": 2, "dialog": [{"speaker": 2, "text": f"A baker{n} gets up early, day by day, and has for years"}]},
-            ],
-        }
-        for n in range(30)
-    ]
+    def sessions(n: int) -> list[dict]:
+        told = {"speaker": 1, "text": f"I work as a baker{n}", "fact": f"I work as a baker{n}."}
+        heard = {"speaker": 2, "text": f"A baker{n} gets up early, day by day, and has for years"}
+        return [{"session": 1, "dialog": [told]}, {"session": 2, "dialog": [heard]}]
+
+    rows = [{"id": f"{n}", "sessions": sessions(n)} for n in range(30)]
     path = tmp_path / "train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = conversation_training_data([path], num_shots=2)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from generative_adapter.cli import evaluation_options as options
 from generative_adapter.cli.console import output_console, run_progress
-from generative_adapter.cli.evaluation_run import ModelOptions, run_evaluation
+from generative_adapter.cli.evaluation_run import ModelOptions, method_settings, run_evaluation
 from generative_adapter.cli.options import BaseModelOption, DeviceOption, DtypeOption, GeneratorOption, JsonOption
 
 if TYPE_CHECKING:
@@ -102,8 +102,6 @@ def forgetting(
         from generative_adapter.evaluation.tasks.controls import Control
         from generative_adapter.evaluation.tasks.document_qa import DocumentQa, read_documents
         from generative_adapter.evaluation.training_data import document_training_data
-        from generative_adapter.methods.answering import Batching
-        from generative_adapter.methods.settings import MethodSettings
 
         def count_tokens(text: str) -> int:
             return len(plain_ids(base.tokenizer, text))
@@ -117,17 +115,14 @@ def forgetting(
             plans += [TaskPlan(Control(task, control, seed, num_unrelated)) for control in asked]
         if text is not None:
             segments.extend(held_out_segments(text, base, num_segments, segment_tokens, seed))
-        settings = MethodSettings(
+        settings = method_settings(
             WORDINGS[0],
-            batching=Batching(batch_rows, batch_tokens),
-            max_prompt_tokens=max_prompt_tokens,
+            training,
             generator=generator,
             task_wording=task_wording,
-            training_pairs=training.pairs,
-            validation_pairs=training.validation_pairs,
-            learning_rates=options.by_method(learning_rate, "--learning-rate", float),
-            max_epochs=options.by_method(epochs, "--epochs", int),
-            batch_sizes=options.by_method(fit_batch, "--fit-batch", int),
+            max_prompt_tokens=max_prompt_tokens,
+            batch=(batch_rows, batch_tokens),
+            fitting=(learning_rate, epochs, fit_batch),
             lora_rank=lora_rank,
             seed=seed,
         )

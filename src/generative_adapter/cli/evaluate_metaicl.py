@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from generative_adapter.cli import evaluation_options as options
-from generative_adapter.cli.evaluation_run import ModelOptions, run_evaluation
+from generative_adapter.cli.evaluation_run import ModelOptions, method_settings, run_evaluation
 from generative_adapter.cli.options import BaseModelOption, DeviceOption, DtypeOption, GeneratorOption, JsonOption
 
 if TYPE_CHECKING:
@@ -71,22 +71,20 @@ def metaicl(
 
     def prepare(base: BaseModel) -> tuple[list[TaskPlan], MethodSettings]:
         from generative_adapter.evaluation.runner import TaskPlan
-        from generative_adapter.methods.answering import Batching
-        from generative_adapter.methods.settings import MethodSettings
+        from generative_adapter.evaluation.training_data import TrainingData
 
         plans = []
         for name in chosen:
             task = MetaIcl(data, name, numbers, seeds, limit, free, seed)
             plans.append(TaskPlan(task, task.choice() if choose_wording else None, fine_tuning_wording))
-        settings = MethodSettings(
+        settings = method_settings(
             WORDINGS[0],
-            batching=Batching(batch_rows, batch_tokens),
-            max_prompt_tokens=max_prompt_tokens,
+            TrainingData(),
             generator=generator,
             task_wording=task_wording,
-            learning_rates=options.by_method(learning_rate, "--learning-rate", float),
-            max_epochs=options.by_method(epochs, "--epochs", int),
-            batch_sizes=options.by_method(fit_batch, "--fit-batch", int),
+            max_prompt_tokens=max_prompt_tokens,
+            batch=(batch_rows, batch_tokens),
+            fitting=(learning_rate, epochs, fit_batch),
             lora_rank=lora_rank,
             seed=seed,
         )

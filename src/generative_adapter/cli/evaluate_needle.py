@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from generative_adapter.cli import evaluation_options as options
-from generative_adapter.cli.evaluation_run import ModelOptions, run_evaluation
+from generative_adapter.cli.evaluation_run import ModelOptions, method_settings, run_evaluation
 from generative_adapter.cli.options import BaseModelOption, DeviceOption, DtypeOption, GeneratorOption, JsonOption
 
 if TYPE_CHECKING:
@@ -78,8 +78,6 @@ def needle(
         from generative_adapter.evaluation.tasks.document_qa import WORDINGS
         from generative_adapter.evaluation.tasks.needle import Filler, Needle, read_filler
         from generative_adapter.evaluation.training_data import document_training_data
-        from generative_adapter.methods.answering import Batching
-        from generative_adapter.methods.settings import MethodSettings
 
         def count_tokens(text: str) -> int:
             return len(plain_ids(base.tokenizer, text))
@@ -93,17 +91,14 @@ def needle(
         if choose_wording:
             others = tuple(range(max(seeds) + 1, max(seeds) + 1 + NUM_CHOICE_DRAWS))
             choice = Needle(count_tokens, (min(asked_lengths),), (0.5,), (1,), others, filler, training.shots)
-        settings = MethodSettings(
+        settings = method_settings(
             WORDINGS[0],
-            batching=Batching(batch_rows, batch_tokens),
-            max_prompt_tokens=max_prompt_tokens,
+            training,
             generator=generator,
             task_wording=task_wording,
-            training_pairs=training.pairs,
-            validation_pairs=training.validation_pairs,
-            learning_rates=options.by_method(learning_rate, "--learning-rate", float),
-            max_epochs=options.by_method(epochs, "--epochs", int),
-            batch_sizes=options.by_method(fit_batch, "--fit-batch", int),
+            max_prompt_tokens=max_prompt_tokens,
+            batch=(batch_rows, batch_tokens),
+            fitting=(learning_rate, epochs, fit_batch),
             lora_rank=lora_rank,
             seed=seed,
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from generative_adapter.cli import evaluation_options as options
-from generative_adapter.cli.evaluation_run import ModelOptions, run_evaluation
+from generative_adapter.cli.evaluation_run import ModelOptions, method_settings, run_evaluation
 from generative_adapter.cli.options import BaseModelOption, DeviceOption, DtypeOption, GeneratorOption, JsonOption
 
 if TYPE_CHECKING:
@@ -57,8 +57,6 @@ def personalisation(
         from generative_adapter.evaluation.runner import TaskPlan
         from generative_adapter.evaluation.tasks.personalisation import WORDINGS, Personalisation, read_conversations
         from generative_adapter.evaluation.training_data import conversation_training_data
-        from generative_adapter.methods.answering import Batching
-        from generative_adapter.methods.settings import MethodSettings
 
         tested = read_conversations(data)
         training = conversation_training_data(train_data or (), num_shots=num_shots, max_pairs=max_pairs, seed=seed)
@@ -66,17 +64,14 @@ def personalisation(
         if training.conversations is not None:
             choice = Personalisation(training.conversations, choice_limit, choice_contexts, seed, training.shots)
         task = Personalisation(tested, limit, max_contexts, seed, training.shots)
-        settings = MethodSettings(
+        settings = method_settings(
             WORDINGS[0],
-            batching=Batching(batch_rows, batch_tokens),
-            max_prompt_tokens=max_prompt_tokens,
+            training,
             generator=generator,
             task_wording=task_wording,
-            training_pairs=training.pairs,
-            validation_pairs=training.validation_pairs,
-            learning_rates=options.by_method(learning_rate, "--learning-rate", float),
-            max_epochs=options.by_method(epochs, "--epochs", int),
-            batch_sizes=options.by_method(fit_batch, "--fit-batch", int),
+            max_prompt_tokens=max_prompt_tokens,
+            batch=(batch_rows, batch_tokens),
+            fitting=(learning_rate, epochs, fit_batch),
             lora_rank=lora_rank,
             seed=seed,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ from generative_adapter.errors import ConfigError
 if TYPE_CHECKING:
     from generative_adapter.base_model.loading import BaseModel
     from generative_adapter.evaluation.runner import Outcome, Runner, TaskPlan
+    from generative_adapter.evaluation.training_data import TrainingData
+    from generative_adapter.methods.protocol import Wording
     from generative_adapter.methods.settings import MethodSettings
 
 
@@ -27,6 +29,55 @@ class ModelOptions:
     base_model: str | None
     device: str
     dtype: str
+
+
+def method_settings(
+    wording: Wording,
+    training: TrainingData,
+    *,
+    generator: str | None,
+    task_wording: bool,
+    max_prompt_tokens: int | None,
+    batch: tuple[int, int],
+    fitting: tuple[list[str] | None, list[str] | None, list[str] | None],
+    lora_rank: int,
+    seed: int,
+) -> MethodSettings:
+    """Settings of all methods, from the options that the commands share.
+
+    Args:
+        wording: the task's first.
+        training: what methods may learn from.
+        generator: its file.
+        task_wording: whether a generator is asked in the task's wording.
+        max_prompt_tokens: of prompting.
+        batch: rows and tokens that run together.
+        fitting: `--learning-rate`, `--epochs` and `--fit-batch`, as they were given.
+        lora_rank: of fine-tuned LoRA.
+        seed: of every draw.
+
+    Raises:
+        ConfigError: an option can't be read.
+    """
+    from generative_adapter.cli.evaluation_options import by_method
+    from generative_adapter.methods.answering import Batching
+    from generative_adapter.methods.settings import MethodSettings
+
+    learning_rate, epochs, fit_batch = fitting
+    return MethodSettings(
+        wording,
+        batching=Batching(*batch),
+        max_prompt_tokens=max_prompt_tokens,
+        generator=generator,
+        task_wording=task_wording,
+        training_pairs=training.pairs,
+        validation_pairs=training.validation_pairs,
+        learning_rates=by_method(learning_rate, "--learning-rate", float),
+        max_epochs=by_method(epochs, "--epochs", int),
+        batch_sizes=by_method(fit_batch, "--fit-batch", int),
+        lora_rank=lora_rank,
+        seed=seed,
+    )
 
 
 def run_evaluation(
@@ -67,12 +118,20 @@ def run_evaluation(
         raise ConfigError(f"--output {output}: this is a file; name a folder")
     with waiting("Loading the model ..."):
         base = loading.load_base(models.generator, models.base_model, models.device, models.dtype)
-    plans, method_settings = prepare(base)
+    plans, settings_of_methods = prepare(base)
     log = ResultLog(output)
     run = describe_run(["genadapter", *sys.argv[1:]], base, methods, settings, seed)
     write_run(output, begun_run(output, run))
     with run_progress() as progress:
-        runner = Runner(MethodShelf(base, method_settings, tuple(methods)), log, seed, progress)
+        at = (0, 0)
+
+        def show(now: str, done: int, total: int) -> None:
+            nonlocal at
+            at = (done, total)
+            progress(now, done, total)
+
+        fitting = replace(settings_of_methods, progress=lambda epoch, most: progress(f"epoch {epoch} of {most}", *at))
+        runner = Runner(MethodShelf(base, fitting, tuple(methods)), log, seed, show)
         outcome = runner.run(methods, plans)
     write_run(output, ended_run(output, run, outcome))
     if then is not None:
