@@ -10,12 +10,13 @@ import torch
 
 from generative_adapter.base_model.fingerprint import base_model_fingerprint
 from generative_adapter.base_model.loading import BaseModel
-from generative_adapter.errors import ConfigError, DataError, MissingDependencyError
+from generative_adapter.errors import CheckpointError, ConfigError, DataError, MissingDependencyError
 from generative_adapter.methods.closed_book import ClosedBook
 from generative_adapter.methods.continual_pretraining import CPT, ContinualPretraining
 from generative_adapter.methods.fine_tuning import LORA_LEARNING_RATE, SFT, SupervisedFineTuning
 from generative_adapter.methods.fitting import FitSettings, Sample
 from generative_adapter.methods.k_shot import K_SHOT, KShotFineTuning
+from generative_adapter.methods.kept_fits import KeptFits
 from generative_adapter.methods.protocol import Context, Query, Wording
 from generative_adapter.methods.tuned_weights import FullWeights, LoraWeights, TunedWeights
 from tiny_models import tiny_base
@@ -214,3 +215,24 @@ def test_lora_starts_as_the_base_model_and_has_its_numbers(family: str) -> None:
         assert all(torch.equal(parameter, own[name]) for name, parameter in parameters.items())
         assert (base.model(input_ids=ids).logits - plain).abs().max() > 1e-3
     assert torch.equal(base.model(input_ids=ids).logits, plain)
+
+
+def test_kept_weights_are_taken_again_while_nothing_else_is_asked_for(weights: TunedWeights, tmp_path) -> None:
+    def sft(pairs=PAIRS, **changed) -> SupervisedFineTuning:
+        settings = dataclasses.replace(FAST, max_epochs=1, **changed)
+        return SupervisedFineTuning(weights, pairs, WORDING, settings=settings, kept=KeptFits(tmp_path))
+
+    first = sft().trained()
+    again = sft()
+    again.fit_from = lambda start: pytest.fail("trained again")  # type: ignore[method-assign]
+    kept = again.trained()
+    assert (kept.losses, kept.validation_losses, kept.flops) == (first.losses, first.validation_losses, first.flops)
+    assert kept.values.keys() == first.values.keys()
+    assert all(torch.equal(kept.values[name], value) for name, value in first.values.items())
+    assert sft(pairs=PAIRS[:1]).trained().losses != first.losses
+    assert sft(seed=4).trained().flops == first.flops
+    assert len(list(tmp_path.iterdir())) == 3
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"is damaged .* delete it"):
+        sft().trained()

@@ -130,8 +130,12 @@ def run_evaluation(
             at = (done, total)
             progress(now, done, total)
 
-        fitting = replace(settings_of_methods, progress=lambda epoch, most: progress(f"epoch {epoch} of {most}", *at))
-        runner = Runner(MethodShelf(base, fitting, tuple(methods)), log, seed, show)
+        settings_of_methods = replace(
+            settings_of_methods,
+            kept_fits=output / "fits",
+            progress=lambda epoch, most: progress(f"Fine-tuning, epoch {epoch} of {most}", *at),
+        )
+        runner = Runner(MethodShelf(base, settings_of_methods, tuple(methods)), log, seed, show)
         outcome = runner.run(methods, plans)
     write_run(output, ended_run(output, run, outcome))
     if then is not None:

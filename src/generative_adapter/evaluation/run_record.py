@@ -21,6 +21,7 @@ from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.errors import DataError
 from generative_adapter.evaluation.results import SAMPLES_FILE, SCHEMA_VERSION, read_results
 from generative_adapter.evaluation.runner import Outcome
+from generative_adapter.generator.storage import write_json
 
 RUN_FILE = "run.json"
 _PACKAGES = ("generative-adapter", "torch", "transformers", "peft", "numpy")
@@ -58,11 +59,8 @@ def describe_run(
 
 
 def write_run(folder: Path, run: Mapping[str, Any]) -> None:
-    """Writes `run.json`, by a temporary file."""
-    path = Path(folder) / RUN_FILE
-    part = path.with_suffix(".json.part")
-    part.write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    """Writes `run.json`; a crash leaves the old file or none."""
+    write_json(Path(folder) / RUN_FILE, run)
 
 
 def read_run(folder: Path) -> dict[str, Any]:

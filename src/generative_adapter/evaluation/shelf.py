@@ -18,7 +18,7 @@ from generative_adapter.methods.protocol import Method, Wording
 from generative_adapter.methods.registry import SETTINGS_USED, build_into, check_names
 from generative_adapter.methods.settings import MethodSettings
 
-_NOT_RESULTS = {"wording", "batching", "progress"}
+_NOT_RESULTS = {"wording", "batching", "progress", "kept_fits"}
 
 
 class MethodShelf:

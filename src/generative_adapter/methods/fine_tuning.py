@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from generative_adapter.base_model.costs import base_sizes
@@ -17,6 +17,7 @@ from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.errors import DataError
 from generative_adapter.methods.answering import Batching, answer_prompts, answering_flops
 from generative_adapter.methods.fitting import EpochProgress, Fit, FitSettings, Sample, fit
+from generative_adapter.methods.kept_fits import KeptFits
 from generative_adapter.methods.prompting import answer_form, context_window, prompt_ids
 from generative_adapter.methods.protocol import Answer, Context, Costs, Query, Wording
 from generative_adapter.methods.settings import MethodSettings, Pair
@@ -115,6 +116,7 @@ class SupervisedFineTuning(FineTuned):
         settings: None: learning rate 1e-5, batches of 64, stop at the first rise (appendix C), at most 4 epochs (own).
         batching: how many queries run together.
         progress: called with epochs done and epochs at most.
+        kept: where trained weights are kept and looked for.
 
     Raises:
         DataError: when there is no pair.
@@ -130,6 +132,7 @@ class SupervisedFineTuning(FineTuned):
         settings: FitSettings | None = None,
         batching: Batching | None = None,
         progress: EpochProgress | None = None,
+        kept: KeptFits | None = None,
     ) -> None:
         super().__init__(weights, wording, batching)
         if not pairs:
@@ -139,17 +142,34 @@ class SupervisedFineTuning(FineTuned):
         self.validation = tuple(validation)
         self.settings = settings or default_settings(SFT, weights)
         self.progress = progress
+        self.kept = kept
         self._fit: Fit | None = None
 
     def trained(self) -> Fit:
-        """The fine-tuned weights; trains when first called.
+        """The fine-tuned weights; trains when first called, where none are kept.
 
         Raises:
             TrainingError: when the loss is no longer finite.
+            CheckpointError: when kept weights are damaged.
         """
+        if self._fit is None and self.kept is not None:
+            self._fit = self.kept.get(self.name, self._depends_on())
         if self._fit is None:
             self._fit = self.fit_from({})
+            if self.kept is not None:
+                self.kept.put(self.name, self._depends_on(), self._fit)
         return self._fit
+
+    def _depends_on(self) -> dict[str, Any]:
+        return {
+            "base": self.base.fingerprint,
+            "dtype": str(self.base.dtype),
+            "weights": self.weights.settings,
+            "pairs": self.pairs,
+            "validation": self.validation,
+            "wording": asdict(self.wording),
+            "settings": asdict(self.settings),
+        }
 
     def fit_from(self, start: Values) -> Fit:
         """Weights trained on the pairs from other first values."""
@@ -201,4 +221,5 @@ def build(form: str, base: BaseModel, settings: MethodSettings) -> SupervisedFin
         settings=fit_settings(f"sft-{form}", SFT, weights, settings),
         batching=settings.batching,
         progress=settings.progress,
+        kept=None if settings.kept_fits is None else KeptFits(settings.kept_fits),
     )

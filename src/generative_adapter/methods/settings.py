@@ -33,6 +33,7 @@ class MethodSettings:
         batch_sizes: of fine-tuning, by method name; others have their own.
         lora_rank: r of fine-tuned LoRA.
         seed: of fine-tuning.
+        kept_fits: folder where weights fine-tuned on pairs are kept, and taken from again; None: nowhere.
         progress: of fine-tuning, called with epochs done and epochs at most.
     """
 
@@ -50,6 +51,7 @@ class MethodSettings:
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
     lora_rank: int = 16
     seed: int = 0
+    kept_fits: Path | None = None
     progress: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:

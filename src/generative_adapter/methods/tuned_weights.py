@@ -42,6 +42,11 @@ class TunedWeights(Protocol):
         """Numbers that training changes."""
         ...
 
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All that tells this way from others, beside the base model; plain JSON values."""
+        ...
+
     @contextmanager
     def applied(self, values: Values, *, trainable: bool = False) -> Iterator[dict[str, nn.Parameter]]:
         """While open, the base model runs with these values; afterwards it is what it was, bit by bit.
@@ -74,6 +79,11 @@ class FullWeights:
     def num_floats(self) -> int:
         """The base model's parameters."""
         return self._sizes.num_parameters
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The form."""
+        return {"form": self.form}
 
     @contextmanager
     def applied(self, values: Values, *, trainable: bool = False) -> Iterator[dict[str, nn.Parameter]]:
@@ -127,6 +137,11 @@ class LoraWeights:
     def num_floats(self) -> int:
         """LoRA's parameters."""
         return self.adapter_numbers
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Form, rank, alpha and seed."""
+        return {"form": self.form, "rank": self.rank, "alpha": self.alpha, "seed": self.seed}
 
     @contextmanager
     def applied(self, values: Values, *, trainable: bool = False) -> Iterator[dict[str, nn.Parameter]]:
