@@ -16,7 +16,9 @@ def report(
     folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders of evaluations.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Where the report goes (default: the folder, if it is one)."),
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Where the report goes (default: the folder, if it is one)."
+        ),
     ] = None,
     reference: Annotated[
         str | None,

@@ -69,7 +69,7 @@ class SampleResult:
         context_id: hash of the context's text; the cluster for confidence intervals.
         metadata: of the sample.
         metrics: names, the main one first.
-        costs: `methods.protocol.Costs` as a mapping, without its seconds.
+        costs: `methods.protocol.Costs` as a mapping, without its seconds; None: not recorded.
         measured: `contextualizing_seconds` and `answering_seconds` of wall time, `peak_memory_bytes` of the process or
             the device, None where it can't be had; they differ from run to run.
         queries: in the sample's order.
@@ -84,7 +84,7 @@ class SampleResult:
     context_id: str
     metadata: Mapping[str, Any]
     metrics: tuple[str, ...]
-    costs: Mapping[str, float]
+    costs: Mapping[str, float | None]
     measured: Mapping[str, float | None]
     queries: tuple[QueryResult, ...]
 

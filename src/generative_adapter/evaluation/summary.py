@@ -171,9 +171,9 @@ def _costs(own: Sequence[SampleResult]) -> dict[str, float | None]:
     means: dict[str, float | None] = {}
     for name in COSTS:
         told = [
-            (float(result.costs[name]), len(result.queries) if name == "answering_flops" else 1)
+            (float(result.costs[name] or 0.0), len(result.queries) if name == "answering_flops" else 1)
             for result in own
-            if name in result.costs
+            if result.costs.get(name) is not None
         ]
         weight = sum(number for _, number in told)
         means[name] = sum(value * number for value, number in told) / weight if weight else None

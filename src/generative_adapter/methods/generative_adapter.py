@@ -45,8 +45,8 @@ class GenerativeAdapterMethod:
     Args:
         model: the base model with its generator.
         task_wording: put queries in the task's closed wording instead.
-        training_flops: what training the generator took, for `costs`; None: what its file tells, 0 where it tells
-            nothing (`training_is_recorded`).
+        training_flops: what training the generator took, for `costs`; None: what its file tells, which may be
+            nothing.
         batching: how many queries run together.
     """
 
@@ -63,9 +63,9 @@ class GenerativeAdapterMethod:
         self.model = model
         self.base = model.base
         self.task_wording = task_wording
-        recorded = model.checkpoint.training.get("flops") if training_flops is None else training_flops
-        self.training_is_recorded = recorded is not None
-        self.training_flops = float(recorded or 0.0)
+        self.training_flops: float | None = training_flops
+        if training_flops is None:
+            self.training_flops = model.checkpoint.training.get("flops")
         self.batching = batching
         self._sizes = base_sizes(model.base.model)
 

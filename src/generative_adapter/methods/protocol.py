@@ -92,8 +92,8 @@ class Costs:
     """What a method spends, by stated formulas (`base_model.costs`), in the paper's three phases.
 
     Attributes:
-        training_flops: once, whatever the number of contexts (pretraining a generator, supervised fine-tuning); 0
-            also where a generator's file doesn't tell.
+        training_flops: once, whatever the number of contexts (pretraining a generator, supervised fine-tuning);
+            None: not recorded.
         contextualizing_flops: to take in one context.
         answering_flops: for one query, mean over the queries given.
         stored_floats: numbers that are kept of a context beyond the base model.
@@ -101,7 +101,7 @@ class Costs:
         contextualizing_seconds: measured.
     """
 
-    training_flops: float = 0.0
+    training_flops: float | None = 0.0
     contextualizing_flops: float = 0.0
     answering_flops: float = 0.0
     stored_floats: int = 0

@@ -25,7 +25,8 @@ _COLUMNS = (
     ("peak memory, GB", "peak_memory_bytes", 1e9),
 )
 _NOTES = (
-    "Operations are computed from the model's sizes; training counts once, whatever the number of contexts. Times and "
+    "Operations are computed from the model's sizes; training counts once, whatever the number of contexts, "
+    "and a dash says that a generator's file doesn't tell it. Times and "
     "memory are measured on this run's machine and differ from run to run.",
 )
 
