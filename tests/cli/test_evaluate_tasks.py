@@ -97,6 +97,23 @@ def test_document_qa(run: Run, models: tuple, tmp_path: Path) -> None:
     assert values(tmp_path / "first") == values(tmp_path / "second")
 
 
+def test_streaming_qa(run: Run, fails: Callable[..., str], models: tuple, tmp_path: Path) -> None:
+    questions, documents = tmp_path / "questions.jsonl", tmp_path / "documents.jsonl"
+    asked = [
+        {"qa_id": "a", "question": "What rose?", "answers": ["The Mur"], "evidence_id": "d1"},
+        {"qa_id": "b", "question": "Who won?", "answers": ["Ann"], "evidence_id": "lost"},
+    ]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    documents.write_text(json.dumps({"sorting_key": "d1", "text": "The Mur rose by a foot."}) + "\n")
+    command = ("eval", "document-qa", "--data", questions, "--methods", "closed-book", *models, "-o", tmp_path / "out")
+    assert "name it too" in fails(*command)
+    assert run(*command, "--documents", documents, "--context-tokens", 64).exit_code == 0
+    (line,) = lines(tmp_path / "out")
+    assert [query["question"] for query in line["queries"]] == ["What rose?"]
+    (skipped,) = json.loads((tmp_path / "out" / "run.json").read_text())["skipped"].values()
+    assert sum(skipped.values()) == 1
+
+
 def test_a_killed_command_goes_on(run: Run, models: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = (
         *("eval", "document-qa", "--data", squad(tmp_path / "dev.json", *TESTED), "--context-tokens", "16"),
