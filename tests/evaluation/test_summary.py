@@ -225,3 +225,13 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
     path.write_bytes(whole[:-40])
     assert len(read_folder(folder).results) == 1
     assert path.read_bytes() == whole[:-40]  # the run itself may still be writing
+
+
+def test_intervals_resample_what_samples_share(tmp_path: Path) -> None:
+    lines = [
+        sample("needle/x", "full-context", name, [value], {**AT_512, "cluster": cluster})
+        for name, value, cluster in (("a", 1.0, "seed 0"), ("b", 1.0, "seed 0"), ("c", 0.0, "seed 1"))
+    ]
+    row = row_of(summary_of(write_folder(tmp_path, lines)), "needle/x", "full-context")
+    assert row.values["f1"] == bootstrap_mean([1.0, 1.0, 0.0], ["0", "0", "1"])
+    assert (row.values["f1"].num_clusters, row.num_contexts) == (2, 3)

@@ -20,10 +20,10 @@ from generative_adapter.errors import DataError
 from generative_adapter.evaluation.general_ability import GeneralAbility, measure_general_ability, segments_loss
 from generative_adapter.evaluation.interference import BEFORE, Interference, method_interference
 from generative_adapter.evaluation.results import SCHEMA_VERSION, SampleResult
+from generative_adapter.evaluation.run_folder import FORGETTING_FILE
 from generative_adapter.evaluation.shelf import MethodShelf
 from generative_adapter.methods.protocol import Context, Method, PredictsText, Wording
 
-FORGETTING_FILE = "forgetting.json"
 LOSSES_FILE = "text_losses.jsonl"
 WITHOUT_CONTEXT = ("closed-book", "no-adapter")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from generative_adapter.errors import DataError
 from generative_adapter.evaluation.results import SAMPLES_FILE, TEST, SampleResult, read_results
 
 RUN_FILE = "run.json"
+FORGETTING_FILE = "forgetting.json"
 SPLITS = ("shots", "context_tokens", "depth", "control")
 
 
@@ -27,12 +28,14 @@ class RunFolder:
         settings: `run.json` without its `keys`; empty where there is none.
         results: the lines of tests that belong to this run.
         num_missing: samples that `run.json` names and that have no line yet.
+        forgetting: `forgetting.json`; empty where there is none.
     """
 
     name: str
     settings: Mapping[str, Any]
     results: tuple[SampleResult, ...]
     num_missing: int = 0
+    forgetting: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_folder(folder: Path) -> RunFolder:
@@ -42,7 +45,8 @@ def read_folder(folder: Path) -> RunFolder:
     sample and method, the last.
 
     Raises:
-        DataError: there is no `samples.jsonl` in it, a line is broken, or `run.json` is no JSON object.
+        DataError: there is no `samples.jsonl` in it, a line is broken, or `run.json` or `forgetting.json` is no
+            JSON object.
     """
     folder = Path(folder)
     path = folder / SAMPLES_FILE
@@ -58,7 +62,9 @@ def read_folder(folder: Path) -> RunFolder:
     else:
         num_missing = 0
     latest = {_identity(result): result for result in own.values()}
-    return RunFolder(folder.resolve().name, settings, tuple(latest.values()), num_missing)
+    return RunFolder(
+        folder.resolve().name, settings, tuple(latest.values()), num_missing, _settings(folder / FORGETTING_FILE)
+    )
 
 
 def merged_results(runs: Sequence[RunFolder]) -> list[SampleResult]:

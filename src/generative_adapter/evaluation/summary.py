@@ -23,6 +23,7 @@ from generative_adapter.evaluation.task_averages import average_over_tasks
 SCHEMA_VERSION = 1
 RESULTS_FILE = "results.json"
 REFERENCES = ("full-context", "closed-book")
+CONTROL_REFERENCES = ("closed-book", "no-adapter")  # what another document's answers are compared to
 COSTS = ("training_flops", "contextualizing_flops", "answering_flops", "stored_floats", "stored_bytes")
 
 
@@ -54,7 +55,8 @@ class Summary:
             for run in self.runs
         ]
         tables = {name: [asdict(row) for row in getattr(self, name)] for name in ("rows", "categories", "averages")}
-        return {"schema_version": SCHEMA_VERSION, "runs": runs, **tables}
+        forgetting = [{"folder": run.name, **_measured_forgetting(run)} for run in self.runs if run.forgetting]
+        return {"schema_version": SCHEMA_VERSION, "runs": runs, **tables, "forgetting": forgetting}
 
 
 def summarize(runs: Sequence[RunFolder], reference: str | None = None) -> Summary:
@@ -63,7 +65,7 @@ def summarize(runs: Sequence[RunFolder], reference: str | None = None) -> Summar
     Args:
         runs: see `read_folder`.
         reference: method that the others are compared to on the same queries; None: for each task the first of
-            `REFERENCES` that answered it.
+            `REFERENCES`, for a control of `CONTROL_REFERENCES`, that answered it.
 
     Raises:
         ConfigError: there is no line of the reference.
@@ -83,7 +85,8 @@ def summarize(runs: Sequence[RunFolder], reference: str | None = None) -> Summar
     order = sorted(groups, key=lambda key: (tasks.index(key[0]), *_split_order(key[1]), methods.index(key[2])))
     for task, split, method in order:
         own = sorted(groups[task, split, method], key=lambda result: result.sample)
-        names = REFERENCES if reference is None else (reference,)
+        usual = CONTROL_REFERENCES if "control" in json.loads(split) else REFERENCES
+        names = usual if reference is None else (reference,)
         compared = next((name for name in names if name in answered_by[task]), None)
         theirs = [] if compared in (None, method) else groups.get((task, split, str(compared)), [])
         rows.append(_row(own, theirs))
@@ -107,7 +110,7 @@ def _row(own: Sequence[SampleResult], theirs: Sequence[SampleResult]) -> Row:
     differences = {}
     for name in metrics:
         paired = [
-            (query.values[name] - reference_values[result.sample, query.id][name], result.context_id)
+            (query.values[name] - reference_values[result.sample, query.id][name], _cluster(result))
             for result, query in pairs
             if name in query.values and name in reference_values.get((result.sample, query.id), {})
         ]
@@ -135,10 +138,19 @@ def _row(own: Sequence[SampleResult], theirs: Sequence[SampleResult]) -> Row:
 def _estimates(pairs: Sequence[tuple[SampleResult, QueryResult]], metrics: Iterable[str]) -> dict[str, Estimate]:
     estimates = {}
     for name in metrics:
-        judged = [(query.values[name], result.context_id) for result, query in pairs if name in query.values]
+        judged = [(query.values[name], _cluster(result)) for result, query in pairs if name in query.values]
         if judged:
             estimates[name] = bootstrap_mean(*zip(*judged, strict=True))
     return estimates
+
+
+def _cluster(result: SampleResult) -> str:
+    """What intervals resample: what the task says that samples share, else the context."""
+    return str(result.metadata.get("cluster", result.context_id))
+
+
+def _measured_forgetting(run: RunFolder) -> dict[str, Any]:
+    return {name: run.forgetting.get(name, {}) for name in ("interference", "general_ability")}
 
 
 def _draws(own: Sequence[SampleResult], metrics: Iterable[str]) -> dict[str, DrawSpread]:

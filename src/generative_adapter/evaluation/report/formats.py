@@ -12,6 +12,7 @@ NOTHING = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 METRIC_LABELS = {"f1": "F1", "exact_match": "exact match"}
 _FAMILY_LABELS = {"document-qa": "Document QA", "metaicl": "MetaICL", "personalisation": "Personalisation"}
+_CONTROLS = ("own", "other-document", "shuffled", "unrelated")
 _SPLIT_LABELS = {"shots": "{} shots", "context_tokens": "{} tokens", "depth": "depth {}", "control": "{}"}
 
 
@@ -78,8 +79,10 @@ def family(row: Row) -> str:
 
 
 def data_set(row: Row) -> str:
-    """A task's name without its family and without the context's tokens at its end."""
+    """A task's name without its family, and without control and the context's tokens at its end."""
     parts = row.task.split("/")
+    if len(parts) > 1 and "control" in row.split and parts[-1] in _CONTROLS:
+        del parts[-1]
     if len(parts) > 1 and parts[-1] == str(row.split.get("context_tokens")):
         del parts[-1]
     return "/".join(parts[1:]) or parts[0]

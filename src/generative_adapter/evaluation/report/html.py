@@ -34,8 +34,10 @@ h1, h2, h3 { line-height: 1.25; } h2 { margin-top: 2.5rem; border-bottom: 1px so
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th:first-child { text-align: left; } tbody th { font-weight: normal; } th.block { font-style: italic; }
-thead th { border-bottom: 2px solid var(--text); } .note { color: var(--faint); font-size: 0.9rem; }
-table.text td { text-align: left; white-space: normal; min-width: 10rem; overflow-wrap: anywhere; }
+thead th { white-space: normal; vertical-align: bottom; border-bottom: 2px solid var(--text); }
+.note { color: var(--faint); font-size: 0.9rem; }
+table.text td, table.text th { text-align: left; }
+table.text td { white-space: normal; min-width: 10rem; overflow-wrap: anywhere; }
 figure { margin: 1.5rem 0; } figure img { max-width: 100%; height: auto; background: #ffffff; border-radius: 4px; }
 figcaption { color: var(--faint); font-size: 0.9rem; }
 pre { overflow-x: auto; padding: 0.8rem; background: var(--shade); border-radius: 4px; }
@@ -75,15 +77,29 @@ def _runs(runs: Sequence[RunFolder]) -> str:
     pieces = []
     for run in runs:
         missing = f" {run.num_missing:,} samples of the run are still to do." if run.num_missing else ""
-        pieces.append(f"<h3>{html.escape(run.name)}</h3>\n<p>{len(run.results):,} samples answered.{missing}</p>")
+        pieces.append(f"<h3>{html.escape(run.name)}</h3>\n<p>{html.escape(_in_short(run))}{missing}</p>")
         told = {name: value for name, value in run.settings.items() if name not in ("command", "commands")}
         parts = {name: _flat({name: value}) for name, value in told.items()}
-        pieces.append(_settings_table([line for lines in parts.values() if len(lines) <= _MAX_LINES for line in lines]))
+        short = _settings_table([line for lines in parts.values() if len(lines) <= _MAX_LINES for line in lines])
+        if short:
+            pieces.append(f"<details><summary>settings, versions, machine</summary>{short}</details>")
         for name, lines in parts.items():
             if len(lines) > _MAX_LINES:
                 table = _settings_table(lines)
                 pieces.append(f"<details><summary>{html.escape(name)}</summary>{table}</details>")
     return "\n".join(pieces)
+
+
+def _in_short(run: RunFolder) -> str:
+    """Base model, methods and numbers in a sentence each."""
+    base = run.settings.get("base_model")
+    name = base.get("name") if isinstance(base, Mapping) else base
+    methods = ", ".join(dict.fromkeys(result.method for result in run.results))
+    questions = {(result.sample, result.task, query.id) for result in run.results for query in result.queries}
+    numbers = f"{len(questions):,} questions, {len({result.context_id for result in run.results}):,} contexts"
+    unfinished = " It has not ended: some methods lack answers." if "started" in run.settings and (
+        "ended" not in run.settings) else ""  # fmt: skip
+    return f"{f'Base model: {name}. ' if name else ''}Methods: {methods}. {numbers}.{unfinished}"
 
 
 def _settings_table(settings: Sequence[tuple[str, str]]) -> str:

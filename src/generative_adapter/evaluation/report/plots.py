@@ -96,13 +96,26 @@ def all_plots(summary: Summary, *, with_published: bool = True) -> list[Plot]:
                     add(f"{title}-{method}", f"{title}, {method}: {label} over length and depth", topic, figure)
             elif set(rows[0].split) == {"context_tokens"}:
                 figure = _over_length(Figure(layout="constrained"), rows, metric, style, with_published)
-                add(title, f"{title}: {label} over the length of the context", topic, figure)
+                told = f"{title}: {label} over the length of the context. Bands: 95 % bootstrap intervals over contexts"
+                dashed = with_published and metric == "f1" and published.data_set_of(formats.data_set(rows[0]))
+                told += f". Dashed: published for {published.MODEL}, another model" if dashed else ""
+                add(title, told, topic, figure)
             elif rows[0].task.split("/", 1)[0] == "personalisation":
                 figure = _over_operations(Figure(layout="constrained"), rows, metric, style)
-                add(title, f"{title}: {label} against operations a query", topic, figure)
+                add(
+                    title,
+                    f"{title}: {label} against operations a query. Bars: 95 % bootstrap intervals over contexts",
+                    topic,
+                    figure,
+                )
         if summary.averages:
             figure = _over_shots(Figure(layout="constrained"), summary.averages, style)
-            add("metaicl", "MetaICL: accuracy over the number of demonstrations", "MetaICL", figure)
+            add(
+                "metaicl",
+                "MetaICL: accuracy over the number of demonstrations. Bands: ± one standard deviation over draws",
+                "MetaICL",
+                figure,
+            )
     return plots
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from generative_adapter.evaluation.report import formats, published
 from generative_adapter.evaluation.report.cost_tables import cost_tables, counts_table
+from generative_adapter.evaluation.report.forgetting_tables import control_table, forgetting_tables
 from generative_adapter.evaluation.report.formats import NOTHING
 from generative_adapter.evaluation.report.layout import Block, Table
 from generative_adapter.evaluation.result_rows import CategoryRow, Row
@@ -29,7 +30,9 @@ def all_tables(summary: Summary) -> list[Table]:
     for rows in rows_by_heading(summary.rows).values():
         if formats.is_averaged(rows[0]):
             continue
-        if "depth" in rows[0].split:
+        if "control" in rows[0].split:
+            tables.append(control_table(rows))
+        elif "depth" in rows[0].split:
             tables += _needle_tables(rows)
         elif set(rows[0].split) == {"context_tokens"}:
             tables += _length_tables(rows)
@@ -38,6 +41,7 @@ def all_tables(summary: Summary) -> list[Table]:
         else:
             tables += _plain_tables(rows)
         tables += _category_tables(rows, summary.categories)
+    tables += forgetting_tables(summary.runs)
     tables += _average_tables(summary)
     return [*tables, *cost_tables(summary.rows), counts_table(summary.rows)]
 
@@ -88,7 +92,11 @@ def _difference_table(rows: Sequence[Row], columns: tuple[str, ...], body: Any, 
     references = dict.fromkeys(row.reference for row in rows if row.reference)
     title = f"{formats.heading(rows[0])}: {formats.metric_label(metric)} less that of {' or '.join(references)}, points"
     return Table(
-        title, columns, (Block(body),), ("Paired: the same questions of the same contexts.",), formats.family(rows[0])
+        title,
+        columns,
+        (Block(body),),
+        ("Paired: the same questions of the same contexts.", _INTERVALS),
+        formats.family(rows[0]),
     )
 
 

@@ -157,6 +157,7 @@ class Needle:
                 "depth": depth,
                 "num_needles": len(needles),
                 "seed": seed,
+                "cluster": f"seed {seed}",
             },
         )
 
