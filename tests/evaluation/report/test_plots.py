@@ -7,16 +7,18 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from generative_adapter.errors import MissingDependencyError
+from generative_adapter.evaluation.report.cost_plots import costs_over_length
 from generative_adapter.evaluation.report.palette import styles
 from generative_adapter.evaluation.report.plots import all_plots
 from generative_adapter.evaluation.run_folder import read_folder
 from generative_adapter.evaluation.summary import Summary, summarize
 from result_lines import every_kind, sample, write_folder
 
-pytest.importorskip("matplotlib")
+Figure = pytest.importorskip("matplotlib.figure").Figure
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def summary(tmp_path_factory: pytest.TempPathFactory) -> Summary:
 def test_every_kind_is_drawn_and_the_same_twice(summary: Summary) -> None:
     plots = all_plots(summary)
     assert [plot.name for plot in plots] == [
-        "document-qa-dev-v1", "personalisation-msc", "needle-passkey-full-context",
+        "document-qa-dev-v1", "document-qa-dev-v1-costs", "personalisation-msc", "needle-passkey-full-context",
         "needle-passkey-generative-adapter", "metaicl",
     ]  # fmt: skip
     for plot in plots:
@@ -40,6 +42,24 @@ def test_every_kind_is_drawn_and_the_same_twice(summary: Summary) -> None:
     again = all_plots(summary)
     assert [plot.svg for plot in again] == [plot.svg for plot in plots]
     assert [plot.png for plot in again] == [plot.png for plot in plots]
+
+
+def test_costs_are_drawn_where_there_are_any(summary: Summary) -> None:
+    rows = [row for row in summary.rows if row.task.startswith("document-qa")]
+    figure = costs_over_length(Figure(), rows, styles(row.method for row in rows))
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert [title.rsplit(", ", 1)[1] for title in titles] == ["TFLOPs", "TFLOPs", "MB"]
+    names = ("contextualizing_flops", "answering_flops", "stored_bytes")
+    for axes, name, scale in zip(figure.axes, names, (1e12, 1e12, 1e6), strict=True):
+        drawn = [list(map(tuple, line.get_xydata())) for line in axes.lines]
+        expected = []
+        for method in dict.fromkeys(row.method for row in rows):
+            spent = {row.split["context_tokens"]: row.costs[name] for row in rows if row.method == method}
+            if any(spent.values()):
+                expected.append([(length, spent[length] / scale) for length in sorted(spent) if spent[length]])
+        assert expected and [np.array(points) for points in expected] == [
+            pytest.approx(np.array(line)) for line in drawn
+        ]
 
 
 def test_published_curves_are_drawn_where_wanted(summary: Summary) -> None:

@@ -97,7 +97,7 @@ def test_the_page_loads_nothing_and_says_what_was_run(tmp_path: Path) -> None:
     style = re.findall(r"<style>(.*?)</style>", path.read_text(), re.DOTALL)
     assert len(style) == 1 and "url(" not in style[0] and "@import" not in style[0]
     assert "prefers-color-scheme: dark" in style[0] and "overflow-x: auto" in style[0]
-    assert page.tags.count("img") == 1
+    assert page.tags.count("img") == 2
     assert "genadapter eval document-qa --data 'my file.json'" in page.text
     for told in ("What was run", "machine.cpu", SCRIPT, "Document QA, dev-v1: F1, %", "Answers", "How to reproduce"):
         assert told in page.text

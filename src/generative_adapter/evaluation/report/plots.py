@@ -1,4 +1,4 @@
-"""The plots of a report, like the paper's figures 2, 4 and 3, and a needle's heat map; PNG and SVG.
+"""The plots of a report, like the paper's figures 2, 3 (`cost_plots`) and 4, and a needle's heat map; PNG and SVG.
 
 Drawn with matplotlib's objects on an Agg canvas, without pyplot's global state. The same rows give the same SVG, byte
 for byte, with the same matplotlib. Backgrounds are white, so that plots are legible on a dark page. Leaves out: where
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from generative_adapter.errors import MissingDependencyError
 from generative_adapter.evaluation.metrics import Estimate
 from generative_adapter.evaluation.report import formats, published
+from generative_adapter.evaluation.report.axes import drawn, finish, length_axis
+from generative_adapter.evaluation.report.cost_plots import costs_over_length
 from generative_adapter.evaluation.report.palette import Style, styles
 from generative_adapter.evaluation.report.tables import rows_by_heading
 from generative_adapter.evaluation.result_rows import Average, Row
@@ -34,7 +36,6 @@ _SETTINGS: dict[Any, Any] = {
     "text.parse_math": False,  # names from data may hold dollar signs
 }
 _PANEL_TITLES = {"classification": "classification tasks", "other": "other tasks", "all": "all tasks"}
-_MAX_LETTERS = 60
 _LABEL_GAP = 0.052  # of the axes' height between two labels of lines
 
 
@@ -100,6 +101,9 @@ def all_plots(summary: Summary, *, with_published: bool = True) -> list[Plot]:
                 dashed = with_published and metric == "f1" and published.data_set_of(formats.data_set(rows[0]))
                 told += f". Dashed: published for {published.MODEL}, another model" if dashed else ""
                 add(title, told, topic, figure)
+                if len({row.split["context_tokens"] for row in rows}) > 1:
+                    figure = costs_over_length(Figure(layout="constrained"), rows, style)
+                    add(f"{title}-costs", f"{title}: costs over the length of the context, by formulas", topic, figure)
             elif rows[0].task.split("/", 1)[0] == "personalisation":
                 figure = _over_operations(Figure(layout="constrained"), rows, metric, style)
                 add(
@@ -132,7 +136,7 @@ def _over_length(
                if row.method == method and metric in row.values]  # fmt: skip
         if own:
             _line(axes, own, style[method])
-            labels.append((100 * own[-1][1].mean, _drawn(method), style[method].colour))
+            labels.append((100 * own[-1][1].mean, drawn(method), style[method].colour))
     known = published.data_set_of(formats.data_set(rows[0])) if with_published and metric == "f1" else None
     curves = published.DOCUMENT_QA.get(known or "", ()) if formats.family(rows[0]) == "Document QA" else ()
     for curve in curves:
@@ -141,10 +145,10 @@ def _over_length(
             colour = style[curve.method].colour
             axes.plot(sizes, [curve.values[size] for size in sizes], color=colour, linewidth=0.9, linestyle="--")
             labels.append((curve.values[sizes[-1]], f"{curve.label} (7B, published)", colour))
-    axes.set_title(_drawn(formats.heading(rows[0])), loc="left")
-    _length_axis(axes, lengths, "tokens of a context, mean")
+    axes.set_title(drawn(formats.heading(rows[0])), loc="left")
+    length_axis(axes, lengths, "tokens of a context, mean")
     axes.set_ylabel(f"{formats.metric_label(metric)}, %")
-    _finish(axes)
+    finish(axes)
     _label_lines(axes, labels)
     return figure
 
@@ -161,13 +165,13 @@ def _over_shots(figure: Figure, averages: Sequence[Average], style: Mapping[str,
             points = [(average.shots, _spread(average)) for average in own if average.method == method]
             lines[method] = _line(axes, points, style[method])
         axes.set_title(f"{_PANEL_TITLES[group]} ({max(len(average.tasks) for average in own)})", loc="left")
-        _length_axis(axes, sorted({average.shots for average in own}), "demonstrations, K")
-        _finish(axes)
+        length_axis(axes, sorted({average.shots for average in own}), "demonstrations, K")
+        finish(axes)
     panels[0].set_ylabel("accuracy, mean over tasks, %")
     last = {average.method: average.mean for average in averages if average.group == groups[-1]}
     order = sorted(lines, key=lambda method: -last.get(method, 0.0))
     figure.legend(
-        [lines[name] for name in order], [_drawn(name) for name in order], loc="outside right center", frameon=False
+        [lines[name] for name in order], [drawn(name) for name in order], loc="outside right center", frameon=False
     )
     return figure
 
@@ -189,7 +193,7 @@ def _over_operations(figure: Figure, rows: Sequence[Row], metric: str, style: Ma
             markersize=8,
             capsize=3,
             linestyle="none",
-            label=_drawn(", ".join(filter(None, (row.method, formats.split_label(row.split))))),
+            label=drawn(", ".join(filter(None, (row.method, formats.split_label(row.split))))),
         )
     operations = [row.costs["answering_flops"] or 0.0 for row in told]
     if told and max(operations) > 4 * min(operations):
@@ -198,10 +202,10 @@ def _over_operations(figure: Figure, rows: Sequence[Row], metric: str, style: Ma
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter("")
     axes.margins(x=0.12, y=0.12)
-    axes.set_title(_drawn(formats.heading(rows[0])), loc="left")
+    axes.set_title(drawn(formats.heading(rows[0])), loc="left")
     axes.set_xlabel("TFLOPs a query")
     axes.set_ylabel(f"{formats.metric_label(metric)}, %")
-    _finish(axes)
+    finish(axes)
     if told:
         figure.legend(loc="outside right center", frameon=False)
     return figure
@@ -229,7 +233,7 @@ def _heat_map(figure: Figure, rows: Sequence[Row], metric: str, title: str) -> F
     axes.set_yticks(range(len(depths)), [str(depth) for depth in depths])
     axes.set_xlabel("tokens of a context")
     axes.set_ylabel("depth of the needle")
-    axes.set_title(_drawn(title), loc="left", fontsize=10)
+    axes.set_title(drawn(title), loc="left", fontsize=10)
     figure.colorbar(image, label=f"{formats.metric_label(metric)}, %")
     return figure
 
@@ -260,22 +264,6 @@ def _error(estimate: Estimate) -> list[list[float]] | None:
     return [[100 * max(0.0, estimate.mean - estimate.low)], [100 * max(0.0, estimate.high - estimate.mean)]]
 
 
-def _length_axis(axes: Axes, places: Sequence[int], label: str) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(places, [formats.tokens_label(place) for place in places])
-    axes.set_xticks([], minor=True)
-    if len(places) == 1:
-        axes.set_xlim(places[0] / 2, places[0] * 2)
-    axes.set_xlabel(label)
-
-
-def _finish(axes: Axes) -> None:
-    top = max(1.0, axes.get_ylim()[1])
-    axes.set_ylim(-0.02 * top, top)
-    axes.grid(axis="y", alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
 def _label_lines(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
     """Names at the lines' ends, moved apart where they would overlap."""
     low, high = axes.get_ylim()
@@ -302,12 +290,6 @@ def _bytes(figure: Figure, ending: str) -> bytes:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a data set's name in another script
         figure.savefig(buffer, format=ending, dpi=150, metadata=metadata, facecolor="white")
     return buffer.getvalue()
-
-
-def _drawn(text: str) -> str:
-    """A text from data as a plot can draw it: of printable letters, and short."""
-    printable = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return printable if len(printable) <= _MAX_LETTERS else f"{printable[: _MAX_LETTERS - 1]}…"
 
 
 def _file_name(text: str) -> str:
