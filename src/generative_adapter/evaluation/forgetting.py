@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from generative_adapter.errors import DataError
 from generative_adapter.evaluation.general_ability import GeneralAbility, measure_general_ability, segments_loss
 from generative_adapter.evaluation.interference import BEFORE, Interference, method_interference
+from generative_adapter.evaluation.json_lines import append_line, cut_unfinished_line
 from generative_adapter.evaluation.results import SCHEMA_VERSION, SampleResult
 from generative_adapter.evaluation.run_folder import FORGETTING_FILE
 from generative_adapter.evaluation.shelf import MethodShelf
@@ -43,12 +43,8 @@ class LossLog:
         self._kept: dict[str, float] = {}
         if not self.path.is_file():
             return
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            with self.path.open("r+b") as file:
-                file.truncate(whole)
-        for number, line in enumerate(content[:whole].splitlines(), 1):
+        cut_unfinished_line(self.path)
+        for number, line in enumerate(self.path.read_bytes().splitlines(), 1):
             try:
                 values = json.loads(line)
                 self._kept[values["key"]] = float(values["loss"])
@@ -59,10 +55,7 @@ class LossLog:
         """The loss of a key; measured, and written before it is given, where it isn't there yet."""
         if key not in self._kept:
             self._kept[key] = measure()
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key, "loss": self._kept[key]}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append_line(self.path, {"key": key, "loss": self._kept[key]})
         return self._kept[key]
 
 

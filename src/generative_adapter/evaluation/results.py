@@ -9,13 +9,13 @@ up by key, so a line is taken again exactly while nothing that matters has chang
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from generative_adapter.errors import DataError
+from generative_adapter.evaluation.json_lines import append_line, cut_unfinished_line
 
 SCHEMA_VERSION = 1
 SAMPLES_FILE = "samples.jsonl"
@@ -126,7 +126,7 @@ class ResultLog:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / SAMPLES_FILE
-        self._drop_unfinished_line()
+        cut_unfinished_line(self.path)
         self._kept = {result.key: result for result in read_results(self.path)} if self.path.is_file() else {}
 
     def get(self, key: str) -> SampleResult | None:
@@ -135,21 +135,8 @@ class ResultLog:
 
     def add(self, result: SampleResult) -> None:
         """Writes a line and waits until it is on the disk."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(result.to_dict(), ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, result.to_dict())
         self._kept[result.key] = result
-
-    def _drop_unfinished_line(self) -> None:
-        """A line that a killed run left half written has no end; it is cut off."""
-        if not self.path.is_file():
-            return
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            with self.path.open("r+b") as file:
-                file.truncate(whole)
 
 
 def read_results(path: Path) -> Iterator[SampleResult]:
