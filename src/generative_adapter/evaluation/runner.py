@@ -27,7 +27,8 @@ CHOSEN_BY = {
     "full-context": "full-context-cached",
     "full-context-cached": "full-context-cached",
 }
-"""Methods that get their best wording of several, and the method by which it is found: a cache changes answers by rounding at most."""
+"""Methods that get their best wording of several, and the method by which it is found. A cache changes answers by
+rounding at most."""
 
 
 @dataclass(frozen=True)
