@@ -38,8 +38,8 @@ for part in "${parts[@]}"; do
         --methods closed-book,generative-adapter,full-context-cached --output "$output/metaicl" ;;
     k-shot)
       $genadapter eval metaicl --data "$data/metaicl/test" --tasks "$tasks" --shots 16 --draws 13 --limit 16 \
-        --methods k-shot-full,k-shot-lora --first-wording --fine-tuning-wording "demonstrations alone" \
-        --learning-rate k-shot-full=5e-5 --learning-rate k-shot-lora=1e-3 --epochs k-shot-full=8 --epochs k-shot-lora=8 \
+        --methods k-shot-full --first-wording --fine-tuning-wording "demonstrations alone" \
+        --learning-rate k-shot-full=5e-5 --epochs k-shot-full=8 \
         --output "$output/metaicl-k-shot" ;;
     msc)
       $genadapter eval personalisation --data "$data/conv/test/msc_test-a.jsonl.zst" \
