@@ -162,3 +162,20 @@ def test_the_real_tasks() -> None:
         assert all(item.references[0] in item.query.options for item in samples[0].queries)
         for fewer, more in pairwise(samples[:5]):
             assert more.context.text.startswith(fewer.context.text + "\n\n")
+
+
+def test_a_wording_is_chosen_on_demonstrations_that_are_not_shown(folder: Path) -> None:
+    task = MetaIcl(folder, "mood", shots=(1, 2), draws=(13, 21))
+    shared = rows("shown 13 ", 1, ["good", "bad"]) + rows("shown 21 ", 3, ["good", "bad"])
+    write(folder / "mood" / "mood_16_21_train.jsonl", shared)
+    first, second = task.choice().samples()
+    assert len(first.context.examples) == len(second.context.examples) == 2
+    assert [query.query.question for query in first.queries] == [f"Input: shown 21 {i}\nOutput:" for i in range(3)]
+    for sample in (first, second):
+        shown = {given for given, _ in sample.context.examples}
+        assert not shown & {query.query.question for query in sample.queries}
+    (alone,) = MetaIcl(folder, "mood", shots=(2,), draws=(13,)).choice().samples()
+    asked = [query.query.question for query in alone.queries]
+    assert asked == [f"Input: shown 13 {i}\nOutput:" for i in (2, 3)]
+    assert [given for given, _ in alone.context.examples] == [f"Input: shown 13 {i}\nOutput:" for i in (0, 1)]
+    assert len(list(task.choice(1).samples())) == 1
