@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from generative_adapter.base_model.fingerprint import tensors_fingerprint
@@ -69,10 +70,18 @@ def shipped_generator() -> Path:
 
 def generator_fingerprint(generator: AdapterGenerator, config: GeneratorConfig) -> str:
     """Hash of a generator's weights and settings; two generators that write different memories differ in it."""
-    settings = to_mapping(config)
-    if not config.subspace_iterations:  # memories from before there was this setting stay readable
-        del settings["subspace_iterations"]
-    return tensors_fingerprint(named_weights(generator), json.dumps(settings, sort_keys=True))
+    return _fingerprint(named_weights(generator), config)
+
+
+def generator_file_fingerprint(path: str | Path) -> str:
+    """The fingerprint of the generator in a file, without loading a base model; that of `load_generator`'s checkpoint.
+
+    Raises:
+        CheckpointError: when the file is missing, damaged or of another kind.
+    """
+    path = Path(path)
+    config, _ = _read_settings(path, _read_header(path))
+    return _fingerprint(load_file(path), config)
 
 
 def build_generator(config: GeneratorConfig, base: BaseModel) -> AdapterGenerator:
@@ -169,11 +178,7 @@ def load_generator(path: str | Path, base: BaseModel, *, any_base: bool = False)
             f"{path} was trained for {header['base_name']} ({header['base_fingerprint']}), not for {base.name} "
             f"({base.fingerprint}); load that base model, or allow any base of the same shapes"
         )
-    try:
-        config = from_mapping(GeneratorConfig, header["generator"], "generator")
-        prompt = from_mapping(PromptConfig, header["prompt"], "prompt")
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: its settings can't be read by this release: {error}") from error
+    config, prompt = _read_settings(Path(path), header)
     generator = build_generator(config, base)
     with safe_open(Path(path), framework="pt") as file:
         load_weights(generator, {name: file.get_tensor(name) for name in file.keys()}, str(path))  # noqa: SIM118
@@ -206,6 +211,22 @@ def read_generator_info(path: str | Path) -> dict[str, Any]:
         "num_bytes": path.stat().st_size,
         "dtype": ", ".join(dtypes),
     }
+
+
+def _fingerprint(tensors: Mapping[str, Tensor], config: GeneratorConfig) -> str:
+    settings = to_mapping(config)
+    if not config.subspace_iterations:  # memories from before there was this setting stay readable
+        del settings["subspace_iterations"]
+    return tensors_fingerprint(dict(tensors), json.dumps(settings, sort_keys=True))
+
+
+def _read_settings(path: Path, header: Mapping[str, Any]) -> tuple[GeneratorConfig, PromptConfig]:
+    try:
+        config = from_mapping(GeneratorConfig, header["generator"], "generator")
+        prompt = from_mapping(PromptConfig, header["prompt"], "prompt")
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: its settings can't be read by this release: {error}") from error
+    return config, prompt
 
 
 def _read_header(path: Path) -> dict[str, Any]:
