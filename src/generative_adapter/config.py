@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 from generative_adapter.errors import ConfigError
 
 NORMALIZATIONS = ("svd", "frobenius", "newton_schulz", "ridge")
+MEMORY_DTYPES = ("float64", "bfloat16", "int8")  # the forms a memory is stored in
+DEFAULT_MEMORY_DTYPE = "float64"  # docs/architecture.md says why
 
 T = TypeVar("T")
 
@@ -25,6 +27,12 @@ def require(condition: bool, message: str) -> None:
     """Raises ConfigError with `message` unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def require_memory_dtype(dtype: str) -> None:
+    """Raises ConfigError unless a memory can be stored in that form."""
+    choices = f"{', '.join(MEMORY_DTYPES[:-1])} or {MEMORY_DTYPES[-1]}"
+    require(dtype in MEMORY_DTYPES, f"a memory is stored as {choices}, not as {dtype!r}; give one of these")
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def test_a_previous_memory_is_added_to_and_left_alone(run, model, two_documents,
     assert run("contextualize", two_documents[1], "--memory", memory_path, "-o", longer).exit_code == 0
     assert documents_of(longer) == [("first.txt", False), ("second.md", False)]
     assert memory_path.read_bytes() == before
-    torch.testing.assert_close(ContextMemory.load(longer).states["target"], torch.full((3, 3), 11.0))
+    torch.testing.assert_close(ContextMemory.load(longer).states["target"], torch.full((3, 3), 11.0).double())
 
 
 def test_stream_reads_under_what_came_before(run, model, two_documents, memory_path):
@@ -70,7 +70,7 @@ def test_forget_in_place(run, model, two_documents, memory_path):
     result = run("forget", memory_path, two_documents[0])
     assert (result.exit_code, result.stdout) == (0, f"{memory_path}: forgot first.txt; 1 document left\n")
     assert documents_of(memory_path) == [("second.md", False)]
-    torch.testing.assert_close(ContextMemory.load(memory_path).states["target"], torch.full((3, 3), 7.0))
+    torch.testing.assert_close(ContextMemory.load(memory_path).states["target"], torch.full((3, 3), 7.0).double())
 
 
 def test_forget_into_another_file(run, model, two_documents, memory_path, tmp_path):
@@ -132,3 +132,40 @@ def test_info_bad_input(fails, tmp_path):
     assert "not a memory or generator" in fails("info", text)
     assert "there is no such file" in fails("info", tmp_path / "missing")
     assert str(tmp_path) in fails("info", tmp_path)
+
+
+def stored_as(run, path):
+    return json.loads(run("info", path, "--json").stdout)["stored_as"]
+
+
+@pytest.mark.parametrize("form", ["float64", "bfloat16", "int8"])
+def test_a_memory_is_written_in_the_form_asked_for(run, model, two_documents, memory_path, form):
+    result = run("contextualize", two_documents[0], "-o", memory_path, "--memory-dtype", form)
+    assert (result.exit_code, result.stdout.rstrip().endswith(f" MB, {form}")) == (0, True)
+    report = json.loads(run("info", memory_path, "--json").stdout)
+    assert (report["stored_as"], report["file_bytes"]) == (form, memory_path.stat().st_size)
+    table = run("info", memory_path).stdout
+    assert form in table and f"{memory_path.stat().st_size:,}" in table
+
+
+def test_the_form_is_that_of_the_memory_gone_on_from(run, model, two_documents, memory_path, tmp_path):
+    run("contextualize", two_documents[0], "-o", memory_path)
+    assert stored_as(run, memory_path) == "float64"
+    rounded, longer = tmp_path / "rounded.safetensors", tmp_path / "longer.safetensors"
+    run("contextualize", two_documents[0], "-o", rounded, "--memory-dtype", "int8")
+    run("contextualize", two_documents[1], "-m", rounded, "-o", longer)
+    assert stored_as(run, longer) == "int8"
+    run("forget", longer, two_documents[0])
+    assert stored_as(run, longer) == "int8"
+    run("forget", rounded, two_documents[0], "--memory-dtype", "float64", "-o", longer)
+    assert (stored_as(run, longer), stored_as(run, rounded)) == ("float64", "int8")
+
+
+def test_an_unknown_form_is_refused_before_anything_is_read(run, fails, model, two_documents, memory_path):
+    message = fails("contextualize", two_documents[0], "-o", memory_path, "--memory-dtype", "float32")
+    assert "float64, bfloat16 or int8, not as 'float32'" in message
+    assert not memory_path.exists() and model.calls == []
+    run("contextualize", two_documents[0], "-o", memory_path)
+    before = memory_path.read_bytes()
+    assert "float64, bfloat16 or int8" in fails("forget", memory_path, two_documents[0], "--memory-dtype", "fp8")
+    assert memory_path.read_bytes() == before

@@ -1,7 +1,7 @@
 """Memories: arithmetic, files, and everything that must be refused."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +9,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from generative_adapter.errors import CheckpointError, DataError, FingerprintMismatchError
+from generative_adapter.config import MEMORY_DTYPES
+from generative_adapter.errors import CheckpointError, ConfigError, DataError, FingerprintMismatchError
 from generative_adapter.generator import storage
-from generative_adapter.generator.memory import MEMORY_FORMAT, ContextMemory, DocumentEntry, text_digest
+from generative_adapter.generator.memory import (
+    MEMORY_FORMAT,
+    ContextMemory,
+    DocumentEntry,
+    stored_dtype,
+    text_digest,
+)
 
 STATE = 11
 NAMES = ("layers.0.o_proj", "layers.5.down_proj")
@@ -35,7 +42,7 @@ def assert_states_close(one: ContextMemory, other: ContextMemory, atol: float = 
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view(torch.int32)
+    return tensor.contiguous().view(torch.int64)
 
 
 # --------------------------------------------------------------------------------------------------------- arithmetic
@@ -199,8 +206,8 @@ def test_a_saved_memory_comes_back_bit_for_bit(tmp_path: Path) -> None:
     read = ContextMemory.load(path, expected_generator="generator-1")
     assert set(read.states) == set(NAMES)
     for name in NAMES:
-        assert read.states[name].dtype == torch.float32
-        assert torch.equal(bits(read.states[name]), bits(written.states[name]))
+        assert read.states[name].dtype == torch.float64
+        assert torch.equal(bits(read.states[name]), bits(written.states[name].double()))
     assert read.documents == written.documents
     assert (read.generator_fingerprint, read.base_fingerprint, read.base_name) == ("generator-1", "base-1", "base/name")
     assert [file.name for file in path.parent.iterdir()] == ["memory.safetensors"]
@@ -267,9 +274,81 @@ def test_other_safetensors_are_refused(tmp_path: Path, metadata: dict[str, str] 
 
 
 def test_a_version_from_the_future_is_refused(saved: Path) -> None:
-    resave(saved, version="2")
-    with pytest.raises(CheckpointError, match="is a memory of version 2, this release reads"):
+    resave(saved, version="3")
+    with pytest.raises(CheckpointError, match="is a memory of version 3, this release reads 1 to 2"):
         ContextMemory.load(saved)
+
+
+def save_as_version_1(path: Path, written: ContextMemory) -> None:
+    """The file that releases before version 2 wrote: the states as they are, under their own names."""
+    metadata = {
+        "format": "generative-adapter-memory",
+        "version": "1",
+        "generator_fingerprint": written.generator_fingerprint,
+        "base_fingerprint": written.base_fingerprint,
+        "base_name": written.base_name,
+        "documents": json.dumps([asdict(document) for document in written.documents]),
+    }
+    save_file({name: state.contiguous() for name, state in written.states.items()}, path, metadata)
+
+
+def test_a_file_of_version_1_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "old.safetensors"
+    written = memory("a", "b", seed=3)
+    keys = torch.randn(STATE, 29, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    written.states[NAMES[0]] = torch.cat([written.states[NAMES[0]].double(), keys @ keys.mT])
+    save_as_version_1(path, written)
+    read = ContextMemory.load(path, "generator-1")
+    assert read.documents == written.documents
+    for name in NAMES:
+        assert read.states[name].dtype == torch.float64
+        torch.testing.assert_close(read.states[name], written.states[name].double(), rtol=1e-15, atol=0)
+    assert torch.equal(read.states[NAMES[0]][STATE:], read.states[NAMES[0]][STATE:].mT)
+    assert stored_dtype(path) == "float64"
+    read.save(path, "bfloat16")
+    assert stored_dtype(path) == "bfloat16"
+
+
+@pytest.mark.parametrize("dtype", MEMORY_DTYPES)
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
+def test_one_flipped_bit_in_the_tensors_is_found(tmp_path: Path, dtype: str, part: float) -> None:
+    path = tmp_path / "memory.safetensors"
+    memory("a", seed=4).save(path, dtype)
+    content = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    content[start + int(part * (len(content) - start))] ^= 16
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="can't be read as a memory: its checksum is another"):
+        ContextMemory.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "float16"}, "stored as 'float16', expected one of float64, bfloat16, int8"),
+        ({"dtype": "int8"}, "don't match its header"),
+        ({"dtype": None}, "dtype"),
+        ({"shapes": None}, "shapes"),
+        ({"shapes": "[3]"}, "can't be read as a memory"),
+        ({"shapes": json.dumps({name: [11, 13] for name in NAMES})}, "don't match its header: layers.0.o_proj.values"),
+        ({"shapes": json.dumps({NAMES[0]: [11, 11]})}, "don't match its header: layers.5.down_proj.values"),
+        ({"shapes": json.dumps({name: [11, 11] for name in (*NAMES, "x")})}, "don't match its header: x.values"),
+        ({"shapes": json.dumps({name: [22, 11] for name in NAMES})}, "don't match its header: layers.0.o_proj.keys"),
+    ],
+)
+def test_a_header_that_does_not_fit_the_tensors_is_refused(
+    saved: Path, change: dict[str, str | None], message: str
+) -> None:
+    resave(saved, **change)
+    with pytest.raises(CheckpointError, match=message):
+        ContextMemory.load(saved)
+
+
+def test_an_unknown_form_names_the_choices(saved: Path) -> None:
+    old = saved.read_bytes()
+    with pytest.raises(ConfigError, match="stored as float64, bfloat16 or int8, not as 'fp8'"):
+        memory("a").save(saved, "fp8")
+    assert saved.read_bytes() == old
 
 
 @pytest.mark.parametrize(

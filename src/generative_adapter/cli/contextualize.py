@@ -10,7 +10,14 @@ import typer
 from generative_adapter.cli import loading
 from generative_adapter.cli.console import count, print_json, print_text
 from generative_adapter.cli.memory_report import describe_memory
-from generative_adapter.cli.options import BaseModelOption, DeviceOption, DtypeOption, GeneratorOption, JsonOption
+from generative_adapter.cli.options import (
+    BaseModelOption,
+    DeviceOption,
+    DtypeOption,
+    GeneratorOption,
+    JsonOption,
+    MemoryDtypeOption,
+)
 from generative_adapter.documents import read_document
 from generative_adapter.errors import ConfigError
 
@@ -30,6 +37,7 @@ def contextualize(
             "--stream", help="Read as the continuation of what came before; can't be forgotten on its own then."
         ),
     ] = False,
+    memory_dtype: MemoryDtypeOption = None,
     generator: GeneratorOption = None,
     base_model: BaseModelOption = None,
     device: DeviceOption = "auto",
@@ -43,6 +51,7 @@ def contextualize(
     if files.count("-") > 1:
         raise ConfigError("standard input can be read only once; give - once")
     loading.check_output_path(output)
+    stored_as = loading.memory_dtype(memory_dtype, memory)
     documents = [read_document(path) for path in files]
 
     stopwatch = loading.Stopwatch()
@@ -51,12 +60,13 @@ def contextualize(
         model = loading.load_model(generator, base_model, device, dtype)
     with stopwatch.phase("contextualize"):
         result = loading.read_into_memory(model, documents, previous, stream=stream)
-    result.save(output)
+    result.save(output, stored_as)
 
     if as_json:
         print_json(describe_memory(output, result) | {"seconds": stopwatch.seconds})
     else:
         print_text(
             f"{output}: {count(len(result.documents), 'document')}, {count(result.num_tokens, 'token')} "
-            f"in {count(result.num_chunks, 'chunk')}, read in {stopwatch.seconds['contextualize']:.1f} s"
+            f"in {count(result.num_chunks, 'chunk')}, read in {stopwatch.seconds['contextualize']:.1f} s; "
+            f"{output.stat().st_size / 1e6:.1f} MB, {stored_as}"
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generative_adapter.cli.console import bar_progress, waiting
+from generative_adapter.config import DEFAULT_MEMORY_DTYPE, require_memory_dtype
 from generative_adapter.documents import Document
 from generative_adapter.errors import ConfigError, DataError
 
@@ -46,6 +47,23 @@ def load_memory(path: str | Path) -> ContextMemory:
     if not Path(path).is_file():
         raise DataError(f"{path}: there is no such memory; make it with `genadapter contextualize FILE -o {path}`")
     return ContextMemory.load(path)
+
+
+def memory_dtype(chosen: str | None, previous: Path | None) -> str:
+    """The form to write a memory in: the chosen one, else that of the memory gone on from, else the default.
+
+    Raises:
+        ConfigError: there is no such form.
+        CheckpointError: the previous memory can't be read.
+    """
+    if chosen is not None:
+        require_memory_dtype(chosen)
+        return chosen
+    if previous is None or not previous.is_file():
+        return DEFAULT_MEMORY_DTYPE
+    from generative_adapter.generator.memory import stored_dtype
+
+    return stored_dtype(previous)
 
 
 def read_into_memory(

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
 
 def describe_memory(path: Path, memory: ContextMemory) -> dict[str, Any]:
-    """The memory's size, kin and documents."""
+    """The size, form, kin and documents of a memory that stands in the file."""
+    from generative_adapter.generator.memory import stored_dtype
+
     return {
         "kind": "memory",
         "path": str(path),
@@ -20,6 +22,8 @@ def describe_memory(path: Path, memory: ContextMemory) -> dict[str, Any]:
         "context_tokens": memory.num_tokens,
         "chunks": memory.num_chunks,
         "bytes": memory.num_bytes,
+        "file_bytes": path.stat().st_size,
+        "stored_as": stored_dtype(path),
         "documents": [
             {
                 "name": document.name,

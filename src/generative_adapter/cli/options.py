@@ -18,5 +18,15 @@ BaseModelOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="auto, float32 or bfloat16.")]
+MemoryDtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--memory-dtype",
+        metavar="FORM",
+        help="Form of the written memory: float64 keeps every bit; bfloat16 (about a quarter of the size) and int8 (an "
+        "eighth) round, and forgetting from them leaves the rounding error (default: that of the memory gone on from, "
+        "else float64).",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 MaxNewTokensOption = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")]

@@ -1,26 +1,37 @@
-"""ContextMemory: what a generator keeps of the contexts read so far, one d_r x d_r state a target (eq. 3).
+"""ContextMemory: what a generator keeps of the contexts read so far, one state a target (eq. 3); and its file.
 
 Memories add: S(A) + S(B) is the memory of two separately read documents, and subtracting S(B) forgets B again. Leaves
-out: reading text (`contextualizer`) and making adapters (`generator.py`).
+out: reading text (`contextualizer`), making adapters (`generator.py`) and the forms of stored states (`memory_form`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from generative_adapter.config import DEFAULT_MEMORY_DTYPE, MEMORY_DTYPES, require_memory_dtype
 from generative_adapter.errors import CheckpointError, DataError, FingerprintMismatchError
+from generative_adapter.generator.memory_form import (
+    mirrored,
+    pack_state,
+    packed_layout,
+    unpack_state,
+    without_negative_keys,
+)
 from generative_adapter.generator.storage import write_safetensors
 
 MEMORY_FORMAT = "generative-adapter-memory"
-_VERSION = 1
+_VERSION = 2  # version 1: the states as they are, float64
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,8 @@ class ContextMemory:
     """The additive memory of a generator; a value, so every operation gives a new one.
 
     Attributes:
-        states: target name -> S_t `[d_r, d_r]`; float64, so that what is added and taken away again leaves nothing.
+        states: target name -> S_t `[d_r, d_r]`, or for `ridge` with the symmetric sum of k_i k_i^T `[d_r, d_r]` below
+            it; float64, so that what is added and taken away again leaves nothing.
         generator_fingerprint: of the generator that wrote it; no other can read it.
         base_fingerprint: of the base model whose hidden states it sums up.
         base_name: the base model's name, for people.
@@ -90,10 +102,10 @@ class ContextMemory:
         """The memory after one more chunk: S_t = S_{t-1} + A2 H^T H B1, eq. (3), arXiv:2411.05877.
 
         Args:
-            increments: target name -> `[d_r, d_r]`.
+            increments: target name -> what `AdapterGenerator.write` gives for it, of the state's shape.
             documents: what the memory holds afterwards.
         """
-        states = {name: state + increments[name].to(state) for name, state in self.states.items()}
+        states = {name: mirrored(state + increments[name].to(state)) for name, state in self.states.items()}
         return self._replace(states, documents)
 
     def __add__(self, other: ContextMemory) -> ContextMemory:
@@ -107,6 +119,9 @@ class ContextMemory:
 
     def __sub__(self, other: ContextMemory) -> ContextMemory:
         """The memory without the documents of `other`, as if they had never been read (to floating-point error).
+
+        From a memory that was stored in a rounded form, the rounding error of all it held stays behind; negative
+        eigenvalues that it leaves in a sum of k_i k_i^T are set to zero.
 
         Raises:
             FingerprintMismatchError: when another generator or base model wrote `other`.
@@ -129,26 +144,48 @@ class ContextMemory:
                     "under its influence; read documents separately and add their memories instead"
                 )
             del left[free[-1]]
-        states = {name: state - other.states[name].to(state) for name, state in self.states.items()}
+        states = {
+            name: without_negative_keys(mirrored(state - other.states[name].to(state)))
+            for name, state in self.states.items()
+        }
         if not left:
             states = {name: torch.zeros_like(state) for name, state in states.items()}
         return self._replace(states, tuple(left))
 
-    def save(self, path: str | Path) -> None:
-        """Writes the memory as safetensors, first to a temporary name and then renamed."""
+    def save(self, path: str | Path, dtype: str = DEFAULT_MEMORY_DTYPE) -> None:
+        """Writes the memory as safetensors, first to a temporary name and then renamed.
+
+        Args:
+            path: of the file.
+            dtype: `float64` keeps every bit, so that documents can be forgotten without a trace later; `bfloat16` and
+                `int8` take about a quarter and an eighth of its bytes and round (docs/architecture.md has the errors).
+
+        Raises:
+            ConfigError: when `dtype` is none of these.
+            DataError: when a state holds numbers that the form can't hold.
+        """
+        require_memory_dtype(dtype)
+        tensors = {
+            f"{name}.{part}": tensor
+            for name, state in self.states.items()
+            for part, tensor in pack_state(state, dtype).items()
+        }
         metadata = {
             "format": MEMORY_FORMAT,
             "version": str(_VERSION),
+            "dtype": dtype,
+            "shapes": json.dumps({name: list(state.shape) for name, state in self.states.items()}),
+            "checksum": _checksum(tensors),
             "generator_fingerprint": self.generator_fingerprint,
             "base_fingerprint": self.base_fingerprint,
             "base_name": self.base_name,
             "documents": json.dumps([asdict(document) for document in self.documents]),
         }
-        write_safetensors(Path(path), dict(self.states), metadata)
+        write_safetensors(Path(path), tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path, expected_generator: str | None = None) -> ContextMemory:
-        """The memory in a file.
+        """The memory in a file; its states are float64, whatever form they are stored in.
 
         Args:
             path: what `save` wrote.
@@ -158,28 +195,14 @@ class ContextMemory:
             CheckpointError: when the file is missing, damaged or of another kind.
             FingerprintMismatchError: when another generator wrote it.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise CheckpointError(f"no memory file at {path}; make one with `genadapter contextualize`")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != MEMORY_FORMAT:
-                    raise CheckpointError(f"{path} is not a memory: its format is {metadata.get('format')!r}")
-                if metadata.get("version") != str(_VERSION):
-                    raise CheckpointError(
-                        f"{path} is a memory of version {metadata.get('version')}, this release reads {_VERSION}"
-                    )
-                states = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        with _open_memory(Path(path)) as (file, metadata):
             memory = cls(
-                states=states,
+                states=_read_states(file, metadata),
                 generator_fingerprint=metadata["generator_fingerprint"],
                 base_fingerprint=metadata["base_fingerprint"],
                 base_name=metadata["base_name"],
                 documents=tuple(DocumentEntry(**entry) for entry in json.loads(metadata["documents"])),
             )
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as error:
-            raise CheckpointError(f"{path} can't be read as a memory: {error}") from error
         if expected_generator is not None:
             memory.check_generator(expected_generator, str(path))
         return memory
@@ -209,3 +232,69 @@ def _in_a_stream(documents: list[DocumentEntry], index: int) -> bool:
     """Whether a document was read after others, or others after it."""
     later = enumerate(documents[index + 1 :], start=index + 1)
     return documents[index].streamed or any(at - entry.read_after <= index for at, entry in later)
+
+
+def stored_dtype(path: str | Path) -> str:
+    """The form in which a memory file holds its states, one of `config.MEMORY_DTYPES`; reads only its header.
+
+    Raises:
+        CheckpointError: when the file is missing, damaged or of another kind.
+    """
+    with _open_memory(Path(path)) as (_, metadata):
+        return _dtype_of(metadata)
+
+
+@contextmanager
+def _open_memory(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
+    """The open file and its header, of a known version; what goes wrong inside is told as a CheckpointError."""
+    if not path.is_file():
+        raise CheckpointError(f"no memory file at {path}; make one with `genadapter contextualize`")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != MEMORY_FORMAT:
+                raise CheckpointError(f"{path} is not a memory: its format is {metadata.get('format')!r}")
+            if metadata.get("version") not in ("1", str(_VERSION)):
+                raise CheckpointError(
+                    f"{path} is a memory of version {metadata.get('version')}, this release reads 1 to {_VERSION}; "
+                    "install a newer release, or read the context again"
+                )
+            yield file, metadata
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise CheckpointError(f"{path} can't be read as a memory: {error}") from error
+
+
+def _dtype_of(metadata: Mapping[str, str]) -> str:
+    dtype = "float64" if metadata["version"] == "1" else metadata["dtype"]
+    if dtype not in MEMORY_DTYPES:
+        raise ValueError(f"its states are stored as {dtype!r}, expected one of {', '.join(MEMORY_DTYPES)}")
+    return dtype
+
+
+def _read_states(file: Any, metadata: Mapping[str, str]) -> dict[str, Tensor]:
+    """The states, float64; a ValueError when tensors are missing, of other shapes or not those that were written."""
+    dtype = _dtype_of(metadata)
+    tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    if metadata["version"] == "1":
+        return {name: mirrored(tensor.double()) for name, tensor in tensors.items()}
+    shapes = {name: (int(rows), int(columns)) for name, (rows, columns) in json.loads(metadata["shapes"]).items()}
+    layouts = {name: packed_layout(shape, dtype) for name, shape in shapes.items()}
+    expected = {f"{name}.{part}": kind for name, layout in layouts.items() for part, kind in layout.items()}
+    found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    if found != expected:
+        wrong = sorted(name for name in expected.keys() | found.keys() if found.get(name) != expected.get(name))
+        raise ValueError(f"its tensors don't match its header: {', '.join(wrong[:3])}")
+    if metadata["checksum"] != _checksum(tensors):
+        raise ValueError("its checksum is another, so the file is damaged; restore it or read the context again")
+    return {
+        name: unpack_state({part: tensors[f"{name}.{part}"] for part in layout}, shapes[name], dtype)
+        for name, layout in layouts.items()
+    }
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 over the bytes of all tensors in the order of their names, in hex."""
+    checksum = 0
+    for name in sorted(tensors):
+        checksum = zlib.crc32(tensors[name].contiguous().view(torch.uint8).numpy().data, checksum)
+    return f"{checksum:08x}"
