@@ -72,7 +72,7 @@ def test_parquet_and_hub_rows_are_refused_too(tmp_path: Path, monkeypatch: pytes
         list(records_of(SourceConfig("text", dataset="some/tales")))
 
 
-@pytest.mark.parametrize("kind", ["questions", "instructions", "text"])
+@pytest.mark.parametrize("kind", ["questions", "instructions", "text", "cloze"])
 def test_skipping_leaves_them_out_and_counts_them(
     tmp_path: Path, base: BaseModel, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:

@@ -34,7 +34,7 @@ def read_all(folder: Path) -> list[list[list[int]]]:
     return [store.parts(number) for number in range(len(store))]
 
 
-@pytest.mark.parametrize(("largest", "kind"), [(60_000, np.uint16), (70_000, np.int32)])
+@pytest.mark.parametrize(("largest", "kind"), [(255, np.uint8), (60_000, np.uint16), (70_000, np.int32)])
 def test_what_is_read_is_what_was_written(tmp_path: Path, largest: int, kind: type) -> None:
     records = some_records(40, largest)
     fill_store(tmp_path, IDENTITY, lambda skip: after(records, skip), shard_tokens=70)

@@ -36,14 +36,16 @@ def prepare(
     with tokens_progress() as progress:
         folders = token_cache.prepare(recipe, load_tokenizer(recipe.base_model), progress)
     stores: list[dict[str, Any]] = []
-    for folder in folders:
+    kinds = [source.kind for source in recipe.sources if source.kind in token_cache.CACHED_KINDS]
+    for folder, kind in zip(folders, kinds, strict=True):
         store = TokenStore(folder)
-        stores.append({"folder": str(folder), "num_records": len(store), "num_tokens": store.num_tokens})
+        unit = "byte" if kind == "cloze" else "token"
+        stores.append({"folder": str(folder), "num_records": len(store), f"num_{unit}s": store.num_tokens})
     if as_json:
         print_json({"stores": stores})
         return
     if not stores:
-        print_text("nothing to prepare: no source of kind text or instructions")
+        print_text("nothing to prepare: no source of kind text, instructions or cloze")
     for store in stores:
-        records, tokens = count(store["num_records"], "record"), count(store["num_tokens"], "token")
-        print_text(f"{store['folder']}: {records}, {tokens}")
+        size = count(store["num_tokens"], "token") if "num_tokens" in store else count(store["num_bytes"], "byte")
+        print_text(f"{store['folder']}: {count(store['num_records'], 'record')}, {size}")

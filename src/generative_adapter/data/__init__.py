@@ -5,6 +5,8 @@ instruction_sets.py   which fields of which data set make a record
 converters.py         converters by name and by hub id; rows of one context or task put together
 records.py            records from files of any format
 hub.py                records from hub data sets, streamed
+paragraphs.py         paragraphs and sentences of plain text
+cloze.py              questions made from plain text
 facts.py              records of made-up facts; the only module of the facts to import from outside
 facts_sampling.py     which facts a record states; what each split holds out
 facts_wording.py      how one fact is said and asked

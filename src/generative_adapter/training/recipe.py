@@ -12,8 +12,9 @@ import yaml
 from generative_adapter.config import GeneratorConfig, PromptConfig, from_mapping, require
 from generative_adapter.errors import ConfigError
 
-SOURCE_KINDS = ("facts", "questions", "text", "instructions")
-_FROM_THE_HUB = ("text", "instructions")
+SOURCE_KINDS = ("facts", "questions", "text", "instructions", "cloze")
+_FROM_THE_HUB = ("text", "instructions", "cloze")
+SENTENCE_TOKENS = 16  # the least that holds most sentences of which a question can be made
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,13 @@ class SourceConfig:
     Attributes:
         kind: `facts` (synthetic, made on the fly), `questions` (contexts with questions, windows cut around the answers
             on the fly), `text` (segments of plain text: reconstruction and completion, eq. 5), `instructions` (whole
-            contexts with their questions: loss on the response only).
+            contexts with their questions: loss on the response only), `cloze` (runs of paragraphs of plain text, with
+            questions made from their sentences, others each time).
         share: part of a step's contexts that come from here; shares are taken relative to their sum.
         paths: local files: JSON Lines, SQuAD JSON, plain text, Parquet; for `facts` texts among whose sentences the
             facts stand.
-        dataset: hub id of a data set that is streamed, instead of `paths`; for `text` and `instructions`.
+        dataset: hub id of a data set that is streamed, instead of `paths`; for `text`, `instructions` and
+            `cloze`.
         subset: the data set's config name on the hub.
         split: the data set's split.
         revision: branch, tag or commit of the data set on the hub.
@@ -42,7 +45,7 @@ class SourceConfig:
         num_questions: most questions asked about one context; a `facts` context never has more questions than facts.
         context_tokens: fewest and most tokens of a context; longer ones are cut at a sentence or a token. For `facts`
             with `paths`: about so many of the texts around the facts.
-        reconstruction: probability that a context of `facts` or `questions` is also to be reconstructed.
+        reconstruction: probability that a context of `facts`, `questions` or `cloze` is also to be reconstructed.
         start_step: the source takes part from this step on.
         end_step: the source takes part before this step; None: to the end.
         held_out_share: part of the records, by hash of their context, that is kept for evaluation and never trained on.
@@ -78,6 +81,8 @@ class SourceConfig:
                 len(pair) == 2 and 0 < pair[0] <= pair[1],
                 f"source.{name} must be [fewest, most], both positive, got {list(pair)}",
             )
+        if self.kind == "cloze":
+            self._check_cloze()
         require(self.num_questions > 0, f"source.num_questions must be positive, got {self.num_questions}")
         require(0 <= self.reconstruction <= 1, f"source.reconstruction must lie in 0..1, got {self.reconstruction}")
         require(0 <= self.held_out_share < 1, f"source.held_out_share must lie in [0, 1), got {self.held_out_share}")
@@ -89,7 +94,8 @@ class SourceConfig:
         needed = "paths or a dataset" if from_the_hub else "paths"
         require(
             self.dataset is None or from_the_hub,
-            f"a source of kind {self.kind!r} reads local files (paths); only {' and '.join(_FROM_THE_HUB)} take a "
+            f"a source of kind {self.kind!r} reads local files (paths); only "
+            f"{', '.join(_FROM_THE_HUB)} take a "
             f"dataset, got {self.dataset!r}",
         )
         require(
@@ -112,6 +118,18 @@ class SourceConfig:
         require(
             not self.packing or self.kind == "text",
             f"source.packing joins documents of kind 'text', not of {self.kind!r}",
+        )
+
+    def _check_cloze(self) -> None:
+        require(
+            self.max_tokens is None,
+            f"source.max_tokens counts tokens, but texts of kind 'cloze' are kept as text; give max_records instead of "
+            f"max_tokens: {self.max_tokens}",
+        )
+        require(
+            self.context_tokens[1] >= SENTENCE_TOKENS,
+            f"source.context_tokens of kind 'cloze' must reach to {SENTENCE_TOKENS} at least, so that a sentence fits "
+            f"in, got {list(self.context_tokens)}",
         )
 
     def takes_part(self, step: int) -> bool:
@@ -142,7 +160,7 @@ class TrainingRecipe:
         num_epochs: every source is drawn so often, in proportion to its number of records; None: `num_steps` counts.
         held_out_texts: what becomes of records from held-out test splits (`data.held_out_texts`): `refuse`, an error
             that names the record, or `skip`, which leaves them out and logs how many.
-        cache: folder of the token caches of `text` and `instructions`; None: the user's cache folder.
+        cache: folder of the token caches of `text`, `instructions` and `cloze`; None: the user's cache folder.
         contexts_per_step: contexts in a global batch.
         micro_batch_tokens: most tokens in one forward and backward pass, padding not counted; a step takes as many
             passes as it needs, with the same gradient.

@@ -1,4 +1,4 @@
-"""Where training contexts come from: synthetic facts, records with questions, plain text, instructions.
+"""Where training contexts come from: synthetic facts, records with questions, plain text, instructions, cloze.
 
 Every context is a function of (seed, step, index), so a resumed run sees what an uninterrupted one would. A part of
 each source's records, chosen by hash, is held out for evaluation. Leaves out: laying contexts out as rows (`batches`),
@@ -19,11 +19,13 @@ from transformers import PreTrainedTokenizerBase
 
 from generative_adapter.base_model.prompts import answer_ids, context_chunks, end_ids, question_ids, start_ids
 from generative_adapter.config import PromptConfig
+from generative_adapter.data.cloze import cloze_questions
 from generative_adapter.data.facts import sample_facts_record
 from generative_adapter.data.records import Record
 from generative_adapter.errors import DataError
 from generative_adapter.training.batches import ContextItem, Segment, reconstructions, segment_item
-from generative_adapter.training.recipe import SourceConfig, TrainingRecipe
+from generative_adapter.training.passages import Passages, fitted
+from generative_adapter.training.recipe import SENTENCE_TOKENS, SourceConfig, TrainingRecipe
 from generative_adapter.training.segments import Segments
 from generative_adapter.training.token_cache import (
     CACHED_KINDS,
@@ -35,7 +37,9 @@ from generative_adapter.training.token_cache import (
 )
 from generative_adapter.training.windows import among_texts, found_at, window
 
-Pool: TypeAlias = Sequence[Any] | Segments | np.ndarray
+Pool: TypeAlias = Sequence[Any] | Segments | Passages | np.ndarray
+
+_PASSAGES_TRIED = 8  # before a passage without questions is taken
 
 
 class ContextSampler:
@@ -139,6 +143,8 @@ class ContextSampler:
             if config.kind == "text":
                 ends = end_ids(self.tokenizer, PromptConfig())
                 pools.append(Segments(store, numbers, config.context_tokens[1], config.packing, ends))
+            elif config.kind == "cloze":
+                pools.append(Passages(store, numbers, config.context_tokens[1]))
             else:
                 pools.append(numbers)
         return pools[0], pools[1]
@@ -170,12 +176,24 @@ class ContextSampler:
         if isinstance(pool, Segments):
             wanted = max(FEWEST_TOKENS, rng.randint(*config.context_tokens))
             return self._text_item(pool.window(number, wanted, rng))
+        if isinstance(pool, Passages):
+            return self.record_item(self._cloze_record(pool, number, rng, config), rng, config)
         picked = pool[number]
         if isinstance(picked, Record):
             return self.record_item(window(picked, rng, config, self.tokenizer), rng, config)
         store = self._stores[source]
         assert store is not None
         return self._instructions_item(store.parts(int(picked)), rng, config)
+
+    def _cloze_record(self, pool: Passages, number: int, rng: random.Random, config: SourceConfig) -> Record:
+        """A passage with questions made from it; one without (a table) gives way to another, at random."""
+        for _ in range(_PASSAGES_TRIED):
+            wanted = max(SENTENCE_TOKENS, rng.randint(*config.context_tokens))
+            text = fitted(pool.text(number, wanted, rng), wanted, self.tokenizer)
+            if questions := cloze_questions(text, rng, config.num_questions):
+                return Record(text, tuple(questions))
+            number = rng.randrange(len(pool))
+        return Record(text)
 
     def record_item(self, record: Record, rng: random.Random, config: SourceConfig) -> ContextItem:
         """A context with questions about it: answers, and with some probability its reconstruction."""

@@ -1,8 +1,9 @@
 """Token caches of a recipe's sources: tokenised and packed once, under a name that tells their contents.
 
-`prepare` fills the store of each `text` and `instructions` source, or goes on where it was interrupted; `open_store`
-reads it. The name of a store's folder is a hash of all that decides its tokens: the source's files (name, size, time of
-change) or hub data set, the tokenizer, and for instructions the wording of prompts. Leaves out: the files' format
+`prepare` fills the store of each `text`, `instructions` and `cloze` source, or goes on where it was interrupted;
+`open_store` reads it. The name of a store's folder is a hash of all that decides its tokens: the source's files (name,
+size, time of change) or hub data set, the tokenizer, and for instructions the wording of prompts. Texts of `cloze` are
+kept as bytes of UTF-8 instead of tokens, since questions are made of words. Leaves out: the files' format
 (`token_store`) and drawing contexts (`sources`).
 """
 
@@ -23,17 +24,20 @@ from transformers import PreTrainedTokenizerBase
 from generative_adapter.base_model.dequantise import cache_folder
 from generative_adapter.base_model.prompts import answer_ids, question_ids
 from generative_adapter.config import PromptConfig, to_mapping
+from generative_adapter.data.cloze import can_be_asked
 from generative_adapter.data.held_out_texts import packaged
 from generative_adapter.data.hub import read_hub
+from generative_adapter.data.paragraphs import paragraphs
 from generative_adapter.data.records import Record, numbered_records, record_place
 from generative_adapter.errors import DataError
 from generative_adapter.training.recipe import SourceConfig, TrainingRecipe
-from generative_adapter.training.token_store import EncodedRecord, TokenStore, fill_store, is_complete
+from generative_adapter.training.token_store import SHARD_TOKENS, EncodedRecord, TokenStore, fill_store, is_complete
 
 logger = logging.getLogger(__name__)
 
 FEWEST_TOKENS = 3  # of a text: two to take in, one to predict
-CACHED_KINDS = ("text", "instructions")
+CACHED_KINDS = ("text", "instructions", "cloze")
+_TEXT_SHARD_BYTES = 4 * SHARD_TOKENS  # of `cloze`, whose tokens are bytes
 _ENCODED_AT_ONCE = 256
 _POLL_SECONDS = 1.0
 _VERSION = 1
@@ -114,7 +118,7 @@ def prepare(
     Args:
         recipe: whose sources.
         tokenizer: the base model's.
-        progress: is told of every record.
+        progress: is told of every record; of `cloze` with its bytes as tokens.
 
     Returns:
         The folders.
@@ -134,6 +138,7 @@ def prepare(
             lambda skip, source=source: _encoded(recipe, source, tokenizer, skip),
             max_records=source.max_records,
             max_tokens=source.max_tokens,
+            **({"shard_tokens": _TEXT_SHARD_BYTES} if source.kind == "cloze" else {}),
             progress=None if progress is None else lambda records, tokens, name=name: progress(name, records, tokens),
         )
         logger.info("tokens of %s: %s", name, folder)
@@ -149,7 +154,8 @@ def open_store(recipe: TrainingRecipe, source: SourceConfig, tokenizer: PreTrain
     """
     store = TokenStore(_folder(recipe, source, tokenizer))
     if not len(store):
-        raise DataError(f"no usable record in {source_name(source)} for a source of kind {source.kind!r}")
+        expected = "; its questions are made of English prose" if source.kind == "cloze" else ""
+        raise DataError(f"no usable record in {source_name(source)} for a source of kind {source.kind!r}{expected}")
     return store
 
 
@@ -184,9 +190,10 @@ def _identity(recipe: TrainingRecipe, source: SourceConfig, tokenizer: PreTraine
         "converter": source.converter,
         "max_records": source.max_records,
         "max_tokens": source.max_tokens,
-        "tokenizer": _tokenizer_digest(tokenizer),
         "held_out_texts": packaged().digest,  # refused or skipped: what passes is the same
     }
+    if source.kind != "cloze":
+        identity["tokenizer"] = _tokenizer_digest(tokenizer)
     if source.kind == "instructions":
         identity |= {"prompt": to_mapping(recipe.prompt), "chat_template": tokenizer.chat_template}
     return identity
@@ -202,6 +209,12 @@ def _encoded(
     recipe: TrainingRecipe, source: SourceConfig, tokenizer: PreTrainedTokenizerBase, skip: int
 ) -> Iterator[EncodedRecord]:
     rows = records_of(source, skip, recipe.held_out_texts)
+    if source.kind == "cloze":
+        for row, record in rows:
+            text = "".join(paragraphs(record.context))
+            if can_be_asked(text):
+                yield EncodedRecord(row, digest_of(record.context), [text.encode("utf-8", "replace")])
+        return
     while batch := list(itertools.islice(rows, _ENCODED_AT_ONCE)):
         contexts = _token_ids(tokenizer, [record.context for _, record in batch])
         for (row, record), context in zip(batch, contexts, strict=True):

@@ -3,7 +3,8 @@
 A store is a folder of `shard-00000.safetensors`, ... and `store.json`, which names the complete shards, what the store
 was made from, and how many rows of the source are in it. A kill at any moment leaves the shards before it, and filling
 goes on after them. A record is a list of parts, each a run of token ids: a plain text has one part, a context with
-questions one for the context and two for each question (prompt, response).
+questions one for the context and two for each question (prompt, response). Texts that are wanted as texts are kept as
+bytes of UTF-8, which are token ids below 256.
 
 Leaves out: tokenising, and which records go in (`token_cache`).
 """
@@ -26,7 +27,7 @@ from generative_adapter.generator.storage import write_atomically, write_json
 FORMAT = "generative-adapter-token-store"
 SHARD_TOKENS = 4_000_000
 _INDEX = "store.json"
-_SMALL_VOCABULARY = 1 << 16
+_NUMBERS = ((np.uint8, 1 << 8), (np.uint16, 1 << 16))  # the smallest that holds the largest id
 
 
 class EncodedRecord(NamedTuple):
@@ -60,9 +61,10 @@ class _Shard:
         self.digests.append(record.digest)
 
     def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        small = max(self.ids, default=0) < _SMALL_VOCABULARY
+        largest = max(self.ids, default=0)
+        number = next((kind for kind, size in _NUMBERS if largest < size), np.int32)
         return {
-            "ids": np.array(self.ids, dtype=np.uint16 if small else np.int32),
+            "ids": np.array(self.ids, dtype=number),
             "part_ends": np.array(self.part_ends, dtype=np.int64),
             "record_ends": np.array(self.record_ends, dtype=np.int64),
             "digests": np.array(self.digests, dtype=np.int64),
