@@ -1,7 +1,8 @@
 """Generators on disk: one safetensors file whose header carries the versioned settings as JSON.
 
-Tensor names are `<target>.<projection>`, such as `model.layers.7.self_attn.o_proj.key_proj`. Leaves out: optimiser
-state and other things only a training run needs (`training.state`).
+Tensor names are `<target>.<projection>`, such as `model.layers.7.self_attn.o_proj.key_proj`, and with an encoder also
+`encoder.<...>` and `memory.<...>`. Leaves out: optimiser state and other things only a training run needs
+(`training.state`).
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from generative_adapter.base_model.final_norm import final_norm_gains
 from generative_adapter.base_model.fingerprint import tensors_fingerprint
 from generative_adapter.base_model.loading import BaseModel
-from generative_adapter.base_model.targets import find_targets
+from generative_adapter.base_model.targets import all_linears, find_blocks, find_targets
 from generative_adapter.config import GeneratorConfig, PromptConfig, from_mapping, to_mapping
 from generative_adapter.errors import CheckpointError, ConfigError, FingerprintMismatchError
+from generative_adapter.generator.encoder_generator import EncoderGenerator
 from generative_adapter.generator.generator import AdapterGenerator
+from generative_adapter.generator.protocol import ContextGenerator
 from generative_adapter.generator.storage import write_safetensors
 
 GENERATOR_FORMAT = "generative-adapter-generator"
@@ -43,7 +47,7 @@ class GeneratorCheckpoint:
         training: what it was trained on and for how long, as its run recorded it.
     """
 
-    generator: AdapterGenerator
+    generator: ContextGenerator
     config: GeneratorConfig
     prompt: PromptConfig
     base_name: str
@@ -68,7 +72,7 @@ def shipped_generator() -> Path:
     return path
 
 
-def generator_fingerprint(generator: AdapterGenerator, config: GeneratorConfig) -> str:
+def generator_fingerprint(generator: ContextGenerator, config: GeneratorConfig) -> str:
     """Hash of a generator's weights and settings; two generators that write different memories differ in it."""
     return _fingerprint(named_weights(generator), config)
 
@@ -84,28 +88,49 @@ def generator_file_fingerprint(path: str | Path) -> str:
     return _fingerprint(load_file(path), config)
 
 
-def build_generator(config: GeneratorConfig, base: BaseModel) -> AdapterGenerator:
+def build_generator(config: GeneratorConfig, base: BaseModel) -> ContextGenerator:
     """A new, untrained generator for a base model, in float32 on its device.
 
     Raises:
         UnsupportedArchitectureError: when a target isn't found in the base model.
+        ConfigError: when the form doesn't fit the base model.
     """
-    targets = find_targets(base.model, config.targets, config.layers)
-    text_config = base.model.config.get_text_config()
-    return AdapterGenerator.from_config(config, targets, text_config.hidden_size).to(base.device)
+    hidden_size = base.model.config.get_text_config().hidden_size
+    return generator_for(config, base.model, hidden_size).to(base.device)
 
 
-def named_weights(generator: AdapterGenerator) -> dict[str, Tensor]:
-    """Every trained tensor under its name on disk."""
-    return {
-        f"{target.name}.{name}": tensor.detach()
-        for target in generator.targets
-        for name, tensor in generator[target.name].named_parameters()
-    }
+def generator_for(config: GeneratorConfig, model: nn.Module, hidden_size: int) -> ContextGenerator:
+    """A new, untrained generator for a model, which may be on the meta device; see `build_generator`."""
+    targets = find_targets(model, config.targets, config.layers)
+    encoder = config.encoder
+    if encoder is None:
+        return AdapterGenerator.from_config(config, targets, hidden_size)
+    num_blocks = len(find_blocks(model)[1])
+    highest = max(encoder.states[-1], encoder.constant_from_layer if encoder.constant_rank else 0)
+    if highest >= num_blocks:
+        raise ConfigError(
+            f"generator.encoder: block {highest} is out of range: the base model has {num_blocks} blocks; see states "
+            "and constant_from_layer"
+        )
+    reading = range(encoder.reading_from_layer, encoder.states[-1]) if encoder.reading_rank else ()
+    constant = range(encoder.constant_from_layer, num_blocks)
+    return EncoderGenerator.from_config(
+        config,
+        targets,
+        hidden_size,
+        final_norm=final_norm_gains(model, hidden_size),
+        reading_targets=all_linears(model, reading),
+        constant_targets=find_targets(model, encoder.constant_targets, constant) if encoder.constant_rank else (),
+    )
+
+
+def named_weights(generator: ContextGenerator) -> dict[str, Tensor]:
+    """Every tensor of a generator under its name on disk."""
+    return {name: tensor.detach() for name, tensor in generator.named_weights().items()}
 
 
 def load_weights(
-    generator: AdapterGenerator, tensors: Mapping[str, Tensor], what: str, *, may_lack: str | None = None
+    generator: ContextGenerator, tensors: Mapping[str, Tensor], what: str, *, may_lack: str | None = None
 ) -> None:
     """Copies tensors by name into a generator.
 
@@ -118,11 +143,7 @@ def load_weights(
     Raises:
         CheckpointError: when names or shapes differ; says which.
     """
-    own = {
-        f"{target.name}.{name}": parameter
-        for target in generator.targets
-        for name, parameter in generator[target.name].named_parameters()
-    }
+    own = generator.named_weights()
     own = {name: p for name, p in own.items() if name in tensors or may_lack is None or may_lack not in name}
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:
@@ -131,12 +152,12 @@ def load_weights(
             f"{len(extra)} unknown {extra[:2]}"
         )
     with torch.no_grad():
-        for name, parameter in own.items():
-            if parameter.shape != tensors[name].shape:
+        for name, weight in own.items():
+            if weight.shape != tensors[name].shape:
                 raise CheckpointError(
-                    f"{what}: {name} has shape {tuple(tensors[name].shape)}, expected {tuple(parameter.shape)}"
+                    f"{what}: {name} has shape {tuple(tensors[name].shape)}, expected {tuple(weight.shape)}"
                 )
-            parameter.copy_(tensors[name])
+            weight.copy_(tensors[name])
 
 
 def save_generator(path: str | Path, checkpoint: GeneratorCheckpoint, dtype: torch.dtype = torch.float32) -> None:
@@ -217,6 +238,8 @@ def _fingerprint(tensors: Mapping[str, Tensor], config: GeneratorConfig) -> str:
     settings = to_mapping(config)
     if not config.subspace_iterations:  # memories from before there was this setting stay readable
         del settings["subspace_iterations"]
+    if config.encoder is None:  # nor this one
+        del settings["encoder"]
     return tensors_fingerprint(dict(tensors), json.dumps(settings, sort_keys=True))
 
 

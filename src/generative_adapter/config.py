@@ -19,6 +19,8 @@ from generative_adapter.errors import ConfigError
 NORMALIZATIONS = ("svd", "frobenius", "newton_schulz", "ridge")
 MEMORY_DTYPES = ("float64", "bfloat16", "int8")  # the forms a memory is stored in
 DEFAULT_MEMORY_DTYPE = "float64"  # docs/architecture.md says why
+# Settings of `GeneratorConfig` that form the paper's keys and values, which an encoder makes in its own way.
+_PAPER_ONLY = ("hidden_norm", "value_shift", "value_layer", "key_windows", "window_gates", "write_gate")
 
 T = TypeVar("T")
 
@@ -53,6 +55,60 @@ class TargetShape:
 
 
 @dataclass(frozen=True)
+class EncoderConfig:
+    """The form of a generator that reads a context with layers of its own (docs/method.md, "Beyond the paper").
+
+    Attributes:
+        states: blocks whose inputs the encoder reads beside the embeddings, ascending.
+        width: of the encoder's layers.
+        layers: how many bidirectional Transformer layers it has.
+        heads: attention heads of a layer.
+        largest_distance: tokens further apart than this are all equally far for its attention.
+        reading_rank: rank of the trained adapter that the base model reads contexts under; 0: the plain base model.
+        reading_from_layer: lowest block of that adapter, which changes all linears up to the last of `states`.
+        constant_rank: rank of the part of every adapter that is learned once, whatever the context; 0: none.
+        constant_targets: linears which that part changes, by role or name, as `GeneratorConfig.targets`.
+        constant_from_layer: lowest block of that part.
+    """
+
+    states: tuple[int, ...] = (6, 12, 18, 24)
+    width: int = 384
+    layers: int = 2
+    heads: int = 6
+    largest_distance: int = 64
+    reading_rank: int = 0
+    reading_from_layer: int = 8
+    constant_rank: int = 16
+    constant_targets: tuple[str, ...] = ("attention_output", "feed_forward_down")
+    constant_from_layer: int = 6
+
+    def __post_init__(self) -> None:
+        where = "generator.encoder"
+        require(
+            len(self.states) > 0 and list(self.states) == sorted(set(self.states)) and min(self.states) > 0,
+            f"{where}.states must be ascending block indices above 0 (the embeddings are read anyway), got "
+            f"{list(self.states)}",
+        )
+        for name in ("width", "heads", "largest_distance"):
+            require(getattr(self, name) > 0, f"{where}.{name} must be positive, got {getattr(self, name)}")
+        for name in ("layers", "reading_rank", "reading_from_layer", "constant_rank", "constant_from_layer"):
+            require(getattr(self, name) >= 0, f"{where}.{name} must not be negative, got {getattr(self, name)}")
+        require(
+            self.width % self.heads == 0,
+            f"{where}.width must be a multiple of heads ({self.heads}), got {self.width}",
+        )
+        require(
+            self.reading_rank == 0 or self.reading_from_layer < max(self.states),
+            f"{where}.reading_from_layer must lie below the last of states ({max(self.states)}), or that adapter "
+            f"changes nothing that is read; got {self.reading_from_layer}",
+        )
+        require(
+            self.constant_rank == 0 or len(self.constant_targets) > 0,
+            f"{where}.constant_targets is empty; name at least one, or set constant_rank to 0",
+        )
+
+
+@dataclass(frozen=True)
 class GeneratorConfig:
     """Everything that decides a generator's form, apart from the base model's own sizes.
 
@@ -60,8 +116,9 @@ class GeneratorConfig:
         targets: target linears, by role (`attention_output`, `feed_forward_down`) or by name inside a block
             (`self_attn.v_proj`, `v_proj`).
         layers: indices of the adapted Transformer blocks; None means all.
-        state_dim: d_r, width of the square memory of one target.
-        rank: r, rank of the generated update; all but `svd` keep all directions, so there it equals `state_dim`.
+        state_dim: d_r, width of the square memory of one target; with an encoder, of the keys.
+        rank: r, rank of the generated update; all but `svd` keep all directions, so there it equals `state_dim`. With
+            an encoder it is the width d_v of the values, and the rank of what is generated.
         scale: factor on the generated update (the paper: 1/16 Mistral, 1/8 Llama-2).
         normalization: `svd`, `frobenius` or `newton_schulz` (eqs. 6-9), or `ridge`, the least-squares map from keys to
             values instead.
@@ -76,6 +133,9 @@ class GeneratorConfig:
         chunk_tokens: length of a context chunk in tokens.
         subspace_iterations: how many subspace iterations find the directions of `svd`; 0: an exact SVD, which is far
             slower on a GPU at the paper's sizes.
+        encoder: of a generator that encodes contexts with layers of its own, into one memory that all targets read;
+            None: the paper's generator. With one, `normalization` is `ridge`, and what forms the paper's keys and
+            values (`hidden_norm`, `value_shift`, `value_layer`, `key_windows`, gates) stays at its default.
     """
 
     targets: tuple[str, ...] = ("attention_output",)
@@ -92,6 +152,7 @@ class GeneratorConfig:
     write_gate: bool = False
     chunk_tokens: int = 1024
     subspace_iterations: int = 0
+    encoder: EncoderConfig | None = None
 
     def __post_init__(self) -> None:
         require(len(self.targets) > 0, "generator.targets is empty; name at least one, such as attention_output")
@@ -106,7 +167,7 @@ class GeneratorConfig:
             f"generator.normalization must be one of {', '.join(NORMALIZATIONS)}, got {self.normalization!r}",
         )
         require(
-            self.normalization == "svd" or self.rank == self.state_dim,
+            self.encoder is not None or self.normalization == "svd" or self.rank == self.state_dim,
             f"{self.normalization} keeps all {self.state_dim} directions: set generator.rank to {self.state_dim}, "
             "or use normalization: svd for a smaller rank",
         )
@@ -132,6 +193,20 @@ class GeneratorConfig:
             self.subspace_iterations == 0 or self.normalization == "svd",
             f"generator.subspace_iterations belongs to normalization: svd; remove it for {self.normalization}",
         )
+        if self.encoder is not None:
+            self._check_encoder_form()
+
+    def _check_encoder_form(self) -> None:
+        require(
+            self.normalization == "ridge",
+            f"a generator with an encoder needs generator.normalization: ridge, got {self.normalization!r}",
+        )
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in _PAPER_ONLY:
+            require(
+                getattr(self, name) == defaults[name],
+                f"generator.{name} belongs to the paper's generator; remove it, or generator.encoder",
+            )
 
 
 @dataclass(frozen=True)

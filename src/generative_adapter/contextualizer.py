@@ -6,7 +6,8 @@ Leaves out: training, files other than plain strings, and exporting adapters.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,14 +22,18 @@ from generative_adapter.base_model.prompts import (
     context_chunks,
     context_ids,
     end_ids,
+    pad_id,
     question_ids,
     start_ids,
 )
+from generative_adapter.base_model.text_blocks import block_chunks
 from generative_adapter.checkpoint import GeneratorCheckpoint, load_generator, read_generator_info, shipped_generator
 from generative_adapter.errors import ConfigError
-from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.generator.low_rank import LowRankAdapter
 from generative_adapter.generator.memory import ContextMemory, DocumentEntry, text_digest
+from generative_adapter.generator.protocol import ContextGenerator
+
+READING_TOKENS = 4096  # tokens of chunks that are read side by side, padding included
 
 ChunkProgress = Callable[[int, int], None]
 
@@ -77,16 +82,14 @@ class GenerativeAdapter:
         return cls(base, load_generator(path, base, any_base=any_base))
 
     @property
-    def generator(self) -> AdapterGenerator:
+    def generator(self) -> ContextGenerator:
         """The trained generator."""
         return self.checkpoint.generator
 
     def empty_memory(self) -> ContextMemory:
         """The memory of no context, S_0 = 0; its adapter changes nothing."""
-        states = {
-            target.name: torch.zeros(self.generator[target.name].state_shape, dtype=torch.float64)
-            for target in self.generator.targets
-        }
+        shapes = self.generator.state_shapes
+        states = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
         return ContextMemory(states, self.generator_fingerprint, self.base.fingerprint, self.base.name)
 
     def contextualize(
@@ -99,9 +102,10 @@ class GenerativeAdapter:
     ) -> ContextMemory:
         """The memory of a text, in one forward pass a chunk; section 2.2, eq. (3), arXiv:2411.05877.
 
-        Chunk t is read by the base model under the adapter of the chunks before it, S_{t-1}, those of `memory`
-        included, so time and space for a chunk don't depend on what came before. To keep documents apart, so that
-        each can be forgotten again, read each without `memory` and add the memories.
+        With the paper's generator chunk t is read by the base model under the adapter of the chunks before it, S_{t-1},
+        those of `memory` included, so time and space for a chunk don't depend on what came before. To keep documents
+        apart, so that each can be forgotten again, read each without `memory` and add the memories. A generator whose
+        chunks are independent reads them side by side, and adds the text's memory to `memory` by itself.
 
         Args:
             text: the context.
@@ -116,21 +120,19 @@ class GenerativeAdapter:
             EmptyContextError: when the text holds nothing but white space.
             FingerprintMismatchError: when another generator wrote `memory`, or this one from another base model.
         """
-        chunks = context_chunks(self.base.tokenizer, text, self.checkpoint.config.chunk_tokens)
+        config, independent = self.checkpoint.config, self.generator.independent_chunks
+        split = block_chunks if independent else context_chunks
+        chunks = split(self.base.tokenizer, text, config.chunk_tokens)
+        empty = self.empty_memory()
         if memory is None:
-            memory = self.empty_memory()
+            memory = empty
         memory.check_generator(self.generator_fingerprint)
-        self.empty_memory().check_kin(memory)
-        before = memory.documents
+        empty.check_kin(memory)
         digest = text_digest(text)
-        num_tokens = 0
-        for number, chunk in enumerate(chunks, start=1):
-            num_tokens += len(chunk)
-            entry = DocumentEntry(name or f"text-{digest[:8]}", digest, num_tokens, number, len(before))
-            memory = memory.accumulate(self._read_chunk(chunk, memory), (*before, entry))
-            if progress is not None:
-                progress(number, len(chunks))
-        return memory
+        entry = DocumentEntry(name or f"text-{digest[:8]}", digest, sum(map(len, chunks)), len(chunks))
+        if independent:
+            return memory + self._read_side_by_side(chunks, empty, entry, progress)
+        return self._read_in_order(chunks, memory, entry, progress)
 
     def forget(self, memory: ContextMemory, text: str) -> ContextMemory:
         """The memory as if `text` had never been read, to floating-point error.
@@ -236,13 +238,50 @@ class GenerativeAdapter:
     def _end_ids(self) -> list[int]:
         return end_ids(self.base.tokenizer, self.checkpoint.prompt)
 
-    def _read_chunk(self, chunk: list[int], memory: ContextMemory) -> dict[str, Tensor]:
-        start = start_ids(self.base.tokenizer)
-        ids = torch.tensor([start + chunk], device=self.base.device)
-        with self._adapted(memory if memory.documents else None, 1), torch.no_grad():
-            hidden = capture_block_inputs(self.base.model, self.generator.layers, ids)
-            increments = self.generator.write({layer: h[:, len(start) :] for layer, h in hidden.items()})
-        return {name: increment[0].cpu() for name, increment in increments.items()}
+    def _read_in_order(
+        self, chunks: Sequence[list[int]], memory: ContextMemory, entry: DocumentEntry, progress: ChunkProgress | None
+    ) -> ContextMemory:
+        """The memory after the chunks of one document, each read under the adapter of all before it."""
+        before, num_tokens = memory.documents, 0
+        for number, chunk in enumerate(chunks, start=1):
+            num_tokens += len(chunk)
+            so_far = replace(entry, num_tokens=num_tokens, num_chunks=number, read_after=len(before))
+            with self._adapted(memory if before or number > 1 else None, 1):
+                increments = self._read([chunk])
+            memory = memory.accumulate({name: each[0] for name, each in increments.items()}, (*before, so_far))
+            if progress is not None:
+                progress(number, len(chunks))
+        return memory
+
+    def _read_side_by_side(
+        self, chunks: Sequence[list[int]], empty: ContextMemory, entry: DocumentEntry, progress: ChunkProgress | None
+    ) -> ContextMemory:
+        """The memory of one document's chunks, read in batches of at most `READING_TOKENS`, short chunks first."""
+        memory, done = empty, 0
+        adapter = self.generator.reading_adapter
+        with nullcontext() if adapter is None else inject(self.base.model, adapter):
+            for batch in _batches(sorted(chunks, key=len)):
+                added = {name: each.double().sum(0) for name, each in self._read(batch).items()}
+                memory = memory.accumulate(added, (entry,))
+                for _ in batch:
+                    done += 1
+                    if progress is not None:
+                        progress(done, len(chunks))
+        return memory
+
+    @torch.no_grad()
+    def _read(self, chunks: Sequence[list[int]]) -> dict[str, Tensor]:
+        """What each chunk adds to every state, `[chunks, *shape]`, from the base model as it is at the time."""
+        start, pad = start_ids(self.base.tokenizer), pad_id(self.base.tokenizer)
+        longest = max(map(len, chunks))
+        ids = torch.tensor([start + chunk + [pad] * (longest - len(chunk)) for chunk in chunks])
+        lengths = torch.tensor([len(start) + len(chunk) for chunk in chunks])
+        mask = (torch.arange(ids.shape[1]) < lengths.unsqueeze(1)).to(self.base.device)
+        padded = None if bool(mask.all()) else mask
+        hidden = capture_block_inputs(self.base.model, self.generator.layers, ids.to(self.base.device), padded)
+        own = {layer: states[:, len(start) :] for layer, states in hidden.items()}
+        increments = self.generator.write(own, None if padded is None else padded[:, len(start) :])
+        return {name: increment.cpu() for name, increment in increments.items()}
 
     @contextmanager
     def _adapted(self, memories: ContextMemory | Sequence[ContextMemory] | None, rows: int) -> Iterator[None]:
@@ -258,3 +297,15 @@ class GenerativeAdapter:
         made = {id(memory): self.adapter(memory) for memory in memories}
         with inject(self.base.model, [made[id(memory)] for memory in memories]):
             yield
+
+
+def _batches(chunks: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+    """Chunks of ascending length in runs of at most `READING_TOKENS` with padding, or of one chunk."""
+    batch: list[list[int]] = []
+    for chunk in chunks:
+        if batch and (len(batch) + 1) * len(chunk) > READING_TOKENS:
+            yield batch
+            batch = []
+        batch.append(chunk)
+    if batch:
+        yield batch

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -108,6 +109,14 @@ def context_ids(tokenizer: PreTrainedTokenizerBase, prompt: PromptConfig, contex
 def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a text alone, special tokens in it read as plain text, without a begin-of-sequence token."""
     return _encode(tokenizer, text, plain=True)
+
+
+def plain_ids_of_each(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """`plain_ids` of every text."""
+    if not texts:
+        return []
+    ids: Any = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    return ids
 
 
 def answer_ids(tokenizer: PreTrainedTokenizerBase, prompt: PromptConfig, answer: str) -> list[int]:

@@ -110,6 +110,21 @@ def find_targets(
     return tuple(found)
 
 
+def all_linears(model: nn.Module, layers: Sequence[int]) -> tuple[TargetShape, ...]:
+    """Every linear of some blocks, block by block, in the order of the modules.
+
+    Raises:
+        ConfigError: when a block index is out of range.
+    """
+    path, blocks = find_blocks(model)
+    return tuple(
+        TargetShape(f"{path}.{layer}.{name}", layer, *shape)
+        for layer in _block_indices(layers, len(blocks))
+        for name, module in blocks[layer].named_modules()
+        if (shape := linear_shape(module))
+    )
+
+
 def _block_indices(layers: Sequence[int] | None, num_blocks: int) -> list[int]:
     if layers is None:
         return list(range(num_blocks))

@@ -69,13 +69,14 @@ def perplexity(
     model = loading.load_model(generator, base_model, device, dtype)
 
     from generative_adapter.evaluation.perplexity import held_out_segments, measure_perplexity
+    from generative_adapter.generator.generator import paper_generator
 
     chunk_tokens = chunk_tokens or model.checkpoint.config.chunk_tokens
     segments = held_out_segments(data, model.base, num_segments, segment_tokens, seed)
     with bar_progress("Reading segments") as progress:
         result = measure_perplexity(
             model.base,
-            model.generator,
+            paper_generator(model.generator, "perplexity of chunks"),
             segments,
             chunk_tokens or model.checkpoint.config.chunk_tokens,
             progress=progress,

@@ -1,4 +1,4 @@
-"""AdapterGenerator: hidden states -> memory -> adapter (sections 2.2 and 2.4 of the paper).
+"""AdapterGenerator, the paper's: hidden states -> memory -> adapter (its sections 2.2 and 2.4).
 
 Plain torch on plain tensors: which module a target is, and where its hidden states come from, is the business of
 `base_model`. Leaves out: what one target does (`target_generator`), splitting a text into chunks (`contextualizer`) and
@@ -17,12 +17,13 @@ from generative_adapter.config import GeneratorConfig, TargetShape
 from generative_adapter.errors import ConfigError
 from generative_adapter.generator.low_rank import LowRankAdapter
 from generative_adapter.generator.normalization import NORMALIZATION_LABEL, ridge
+from generative_adapter.generator.protocol import ContextGenerator
 from generative_adapter.generator.target_generator import TargetGenerator
 
 GENERATOR_LABEL = "generator"  # names this work in a profile (`torch.profiler.record_function`)
 
 
-class AdapterGenerator(nn.Module):
+class AdapterGenerator(ContextGenerator):
     """The trained network G that turns the hidden states of a context into an adapter.
 
     Args:
@@ -138,9 +139,9 @@ class AdapterGenerator(nn.Module):
         return tuple(sorted(values | {target.layer for target in self.targets}))
 
     @property
-    def num_parameters(self) -> int:
-        """Trained numbers in all projections."""
-        return sum(parameter.numel() for parameter in self.parameters())
+    def state_shapes(self) -> dict[str, tuple[int, int]]:
+        """A state a target, under the target's name."""
+        return {target.name: self[target.name].state_shape for target in self.targets}
 
     def write(self, hidden: Mapping[int, Tensor], mask: Tensor | None = None) -> dict[str, Tensor]:
         """What one chunk adds to the memory of every target, eq. (3), arXiv:2411.05877.
@@ -176,3 +177,25 @@ class AdapterGenerator(nn.Module):
             states: target name -> S, of `state_shape`, for every target.
         """
         return LowRankAdapter({target.name: self[target.name].factors(states[target.name]) for target in self.targets})
+
+    def named_weights(self) -> dict[str, Tensor]:
+        """`<target>.<projection>`."""
+        return {
+            f"{target.name}.{name}": parameter
+            for target in self.targets
+            for name, parameter in self[target.name].named_parameters()
+        }
+
+
+def paper_generator(generator: ContextGenerator, what: str) -> AdapterGenerator:
+    """The generator itself where it has the paper's form, which `what` needs.
+
+    Raises:
+        ConfigError: when it has an encoder.
+    """
+    if isinstance(generator, AdapterGenerator):
+        return generator
+    raise ConfigError(
+        f"{what} of generators with an encoder is not possible in this release; take a generator without one "
+        "(generator.encoder: null)"
+    )

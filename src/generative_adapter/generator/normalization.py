@@ -80,7 +80,8 @@ def frobenius(state: Tensor) -> Tensor:
 
 def ridge_inverse(state: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
     """S and (C + strength * I)^-1 of `ridge`; see there."""
-    values, keys = state.float().chunk(2, dim=-2)
+    width = state.shape[-1]
+    values, keys = state.float().split([state.shape[-2] - width, width], dim=-2)
     inverse: Tensor = torch.linalg.inv_ex(keys + strength * torch.eye(keys.shape[-1], device=keys.device)).inverse
     return values, inverse
 
@@ -93,11 +94,11 @@ def ridge(state: Tensor, strength: Tensor) -> Tensor:
     not relative to the size of C, so that what is read of one key does not shrink as a text grows.
 
     Args:
-        state: S = sum_i v_i k_i^T above C = sum_i k_i k_i^T, `[..., 2 d_r, d_r]`.
+        state: S = sum_i v_i k_i^T above C = sum_i k_i k_i^T, `[..., d_v + d_r, d_r]`; in the paper's form d_v = d_r.
         strength: of the regularisation, in the units of squared keys, positive, broadcast over `[..., d_r, d_r]`.
 
     Returns:
-        `[..., d_r, d_r]`, float32. An all-zero state gives zeros.
+        `[..., d_v, d_r]`, float32. An all-zero state gives zeros.
     """
     values, inverse = ridge_inverse(state, strength)
     return values @ inverse

@@ -17,10 +17,11 @@ import torch
 
 from generative_adapter.base_model.costs import BaseSizes, base_sizes
 from generative_adapter.base_model.skeleton import load_skeleton
-from generative_adapter.base_model.targets import find_targets
+from generative_adapter.checkpoint import generator_for
 from generative_adapter.config import TargetShape, require
 from generative_adapter.errors import DataError
-from generative_adapter.generator.generator import AdapterGenerator
+from generative_adapter.generator.generator import paper_generator
+from generative_adapter.generator.protocol import ContextGenerator
 from generative_adapter.training.context_shapes import context_shape, contexts_of_a_pass, num_records, pass_layout
 from generative_adapter.training.pass_costs import Flops, PassLayout, pass_bytes, pass_flops
 from generative_adapter.training.recipe import TrainingRecipe
@@ -121,9 +122,9 @@ def plan_training(
     notes = _check_files(recipe)
     skeleton = load_skeleton(recipe.base_model)
     sizes = base_sizes(skeleton.model)
-    targets = find_targets(skeleton.model, recipe.generator.targets, recipe.generator.layers)
     with torch.device("meta"):
-        generator = AdapterGenerator.from_config(recipe.generator, targets, sizes.hidden_size)
+        generator = paper_generator(generator_for(recipe.generator, skeleton.model, sizes.hidden_size), "training")
+    targets = generator.targets
 
     num_steps, counts = _contexts(recipe)
     if num_steps is None:
@@ -239,7 +240,7 @@ def _memory(
     recipe: TrainingRecipe,
     sizes: BaseSizes,
     targets: Sequence[TargetShape],
-    generator: AdapterGenerator,
+    generator: ContextGenerator,
     layouts: Sequence[PassLayout],
     num_processes: int,
 ) -> dict[str, float]:

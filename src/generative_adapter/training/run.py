@@ -22,6 +22,7 @@ from generative_adapter.checkpoint import (
 )
 from generative_adapter.config import to_mapping
 from generative_adapter.errors import CheckpointError, FingerprintMismatchError, TrainingError
+from generative_adapter.generator.generator import paper_generator
 from generative_adapter.generator.storage import write_json
 from generative_adapter.training.loop import METRICS_FILE, Progress, Trainer
 from generative_adapter.training.memory_blocks import keep_memory_blocks
@@ -152,12 +153,13 @@ def make_trainer(
 
     Raises:
         CheckpointError: when the recipe's `initial_generator` doesn't fit.
+        ConfigError: when the recipe's generator has an encoder.
     """
     processes = processes or Processes(recipe.device, recipe.shard_base)
     if processes.shards:
         processes.shard(base.model)
     torch.manual_seed(recipe.seed)
-    generator = build_generator(recipe.generator, base)
+    generator = paper_generator(build_generator(recipe.generator, base), "training")
     for target in generator.targets:
         generator[target.name].backward_dtype = getattr(torch, recipe.normalization_backward)
     first_flops = 0.0

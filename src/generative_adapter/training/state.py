@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from generative_adapter.checkpoint import GeneratorCheckpoint, load_weights, save_generator
 from generative_adapter.errors import CheckpointError
-from generative_adapter.generator.generator import AdapterGenerator
+from generative_adapter.generator.protocol import ContextGenerator
 from generative_adapter.generator.storage import write_json, write_safetensors
 from generative_adapter.training.optimizers import CombinedOptimizer
 
@@ -73,7 +73,7 @@ def list_checkpoints(output: Path) -> list[Path]:
 
 
 def load_checkpoint(
-    path: Path, generator: AdapterGenerator, optimizer: Optimizer | CombinedOptimizer
+    path: Path, generator: ContextGenerator, optimizer: Optimizer | CombinedOptimizer
 ) -> dict[str, Any]:
     """Puts a checkpoint's weights and optimiser state in place.
 
@@ -106,15 +106,12 @@ def load_checkpoint(
     return progress
 
 
-def _named_parameters(generator: AdapterGenerator) -> dict[str, nn.Parameter]:
-    return {
-        f"{target.name}.{name}": parameter
-        for target in generator.targets
-        for name, parameter in generator[target.name].named_parameters()
-    }
+def _named_parameters(generator: ContextGenerator) -> dict[str, nn.Parameter]:
+    weights = generator.named_weights().items()
+    return {name: weight for name, weight in weights if isinstance(weight, nn.Parameter)}
 
 
-def _optimizer_tensors(generator: AdapterGenerator, optimizer: Optimizer | CombinedOptimizer) -> dict[str, Tensor]:
+def _optimizer_tensors(generator: ContextGenerator, optimizer: Optimizer | CombinedOptimizer) -> dict[str, Tensor]:
     return {
         f"{name}/{key}": value
         for name, parameter in _named_parameters(generator).items()

@@ -1,0 +1,89 @@
+"""Texts to chunks that can be understood on their own: paragraphs, not runs of so many tokens.
+
+For generators that read every chunk independently. The blocks between blank lines are kept whole where they fit; a
+heading or a short line goes with what follows it. Leaves out: chunks that are read as the continuation of one another
+(`prompts.context_chunks`) and batches.
+"""
+
+from __future__ import annotations
+
+import re
+
+from transformers import PreTrainedTokenizerBase
+
+from generative_adapter.base_model.prompts import plain_ids, plain_ids_of_each
+from generative_adapter.errors import EmptyContextError
+
+SHORTEST_BLOCK = 48  # tokens; a shorter one says too little of what it is about
+
+_BLANK_LINES = re.compile(r"\n\s*\n")
+# Behind a line end, or a sentence's full stop (the last three need no space) where nothing in lower case follows.
+_UNIT_END = re.compile(r"\n|(?<=[.!?\u2026])[\"'\u201d\u2019)\]]*\s+(?=[^\sa-z])|(?<=[\u3002\uff01\uff1f])")
+
+
+def block_chunks(tokenizer: PreTrainedTokenizerBase, text: str, chunk_tokens: int) -> list[list[int]]:
+    """The chunks of a context as token ids, each of at most `chunk_tokens`, without begin-of-sequence tokens.
+
+    A text is split at blank lines. Blocks of less than `SHORTEST_BLOCK` tokens (or `chunk_tokens`, if that is less) are
+    joined with the next, a last one with the one before where that leaves room. Longer ones than `chunk_tokens` are cut
+    at ends of lines and sentences into parts of about the same length, or between tokens where there is no such end.
+    Every chunk's ids are those of its own text, white space around it left out; special tokens are read as plain text.
+
+    Raises:
+        EmptyContextError: when the text holds nothing but white space, or nothing the tokenizer knows.
+    """
+    chunks: list[list[int]] = []
+    joined = _joined_blocks(tokenizer, text, chunk_tokens)
+    for block, ids in zip(joined, plain_ids_of_each(tokenizer, joined), strict=True):
+        chunks += [ids] if len(ids) <= chunk_tokens else _parts(tokenizer, block, chunk_tokens)
+    chunks = [ids for ids in chunks if ids]
+    if not chunks:
+        raise EmptyContextError("the context is empty: it holds no text to make an adapter from")
+    return chunks
+
+
+def _joined_blocks(tokenizer: PreTrainedTokenizerBase, text: str, chunk_tokens: int) -> list[str]:
+    """The blocks of a text, short ones joined; what stands between two that are joined stays as it is."""
+    ends = [match.start() for match in _BLANK_LINES.finditer(text)] + [len(text)]
+    starts = [0] + [match.end() for match in _BLANK_LINES.finditer(text)]
+    spans = [(start, end) for start, end in zip(starts, ends, strict=True) if text[start:end].strip()]
+    lengths = [len(ids) for ids in plain_ids_of_each(tokenizer, [text[start:end].strip() for start, end in spans])]
+    shortest = min(SHORTEST_BLOCK, chunk_tokens)
+    joined: list[tuple[int, int, int]] = []  # start, end, tokens
+    for (start, end), length in zip(spans, lengths, strict=True):
+        if joined and joined[-1][2] < shortest:
+            start, _, before = joined.pop()
+            length += before
+        joined.append((start, end, length))
+    if len(joined) > 1 and joined[-1][2] < shortest and joined[-2][2] + joined[-1][2] <= chunk_tokens:
+        (_, end, length), (start, _, before) = joined.pop(), joined.pop()
+        joined.append((start, end, before + length))
+    return [text[start:end].strip() for start, end, _ in joined]
+
+
+def _parts(tokenizer: PreTrainedTokenizerBase, block: str, chunk_tokens: int) -> list[list[int]]:
+    """A block that is too long, cut."""
+    cuts = [match.end() for match in _UNIT_END.finditer(block)]
+    pairs = zip([0, *cuts], [*cuts, len(block)], strict=True)
+    units = [block[start:end] for start, end in pairs if block[start:end].strip()]
+    if len(units) == 1:
+        return _slices(plain_ids(tokenizer, block), chunk_tokens)
+    lengths = [len(ids) for ids in plain_ids_of_each(tokenizer, units)]
+    parts: list[str] = []
+    left, at = sum(lengths), 0
+    while at < len(units):
+        goal = left / -(-left // chunk_tokens)
+        taken, first = lengths[at], at
+        at += 1
+        while at < len(units) and taken + lengths[at] / 2 <= goal and taken + lengths[at] <= chunk_tokens:
+            taken += lengths[at]
+            at += 1
+        parts.append("".join(units[first:at]).strip())
+        left -= taken
+    return [piece for ids in plain_ids_of_each(tokenizer, parts) for piece in _slices(ids, chunk_tokens)]
+
+
+def _slices(ids: list[int], chunk_tokens: int) -> list[list[int]]:
+    """The ids in as few runs of about the same length as can be; as they are where they fit."""
+    size = -(-len(ids) // max(1, -(-len(ids) // chunk_tokens)))
+    return [ids[start : start + size] for start in range(0, len(ids), max(1, size))]

@@ -1,0 +1,240 @@
+"""EncoderGenerator: chunk -> encoder -> keys and values -> one memory -> adapter (docs/method.md, "Beyond the paper").
+
+The second form of generator. What differs from the paper's (`generator.py`): chunks are read independently, keys and
+values come from an encoder with layers of its own, all targets read one memory, and a part of the adapter is constant.
+Plain torch, no Hugging Face. Leaves out: splitting a text into chunks, and training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.profiler import record_function
+
+from generative_adapter.config import EncoderConfig, GeneratorConfig, TargetShape
+from generative_adapter.errors import ConfigError
+from generative_adapter.generator.encoder import ContextEncoder
+from generative_adapter.generator.low_rank import LowRankAdapter, LowRankFactors
+from generative_adapter.generator.memory_reader import MemoryReader
+from generative_adapter.generator.normalization import NORMALIZATION_LABEL, ridge
+from generative_adapter.generator.protocol import ContextGenerator
+from generative_adapter.generator.trained_adapter import TrainedAdapter
+from generative_adapter.generator.unit_rms import unit_rms
+
+MEMORY = "memory"  # name of the one state
+_SMALLEST_GAIN = 0.2  # of the base's final norm; what it all but switches off isn't blown up in return
+_NEW_RIDGE = 2.0  # strength of a new generator's regularisation; keys have length one at most
+
+
+class EncoderGenerator(ContextGenerator):
+    """Hidden states -> keys and values -> one memory that all targets read.
+
+    Keys k = (B1^T x / ||B1^T x||) sigmoid(g.x + b + 1) and values v = V^T u(e) + A2 x of every token, with x its
+    encoded vector and u(e) its embedding at unit RMS; S = sum v k^T and C = sum k k^T, kept as one state, S above C;
+    target l's update is scale * A_l S (C + lambda I)^-1 B_l (`MemoryReader`), and beside it the constant part.
+
+    Args:
+        targets: the linears that read the memory.
+        hidden_size: d_h.
+        state_dim: d_r, width of keys.
+        value_dim: d_v, width of values.
+        scale: factor on the generated update.
+        encoder: form of the encoder.
+        final_norm: gains of the base model's final norm, `[d_h]`.
+        reading_targets: linears of the adapter that contexts are read under.
+        constant_targets: linears of the constant part.
+
+    Raises:
+        ConfigError: when there is no target, or they and the sizes don't fit one another.
+    """
+
+    independent_chunks = True
+    inverse_norm: Tensor
+
+    def __init__(
+        self,
+        targets: Sequence[TargetShape],
+        hidden_size: int,
+        *,
+        state_dim: int,
+        value_dim: int,
+        scale: float = 1.0,
+        encoder: EncoderConfig,
+        final_norm: Tensor,
+        reading_targets: Sequence[TargetShape] = (),
+        constant_targets: Sequence[TargetShape] = (),
+    ) -> None:
+        super().__init__()
+        _check_form(targets, hidden_size, value_dim)
+        self.targets = tuple(targets)
+        self.hidden_size, self.state_dim, self.value_dim = hidden_size, state_dim, value_dim
+        self.compute_dtype = torch.float32  # of the encoder's products; training may take a shorter one
+        self._layers = (0, *encoder.states)
+        self._index = {target.name: index for index, target in enumerate(self.targets)}
+        width = encoder.width
+        self.encoder = ContextEncoder(
+            hidden_size * len(self._layers), width, encoder.layers, encoder.heads, encoder.largest_distance
+        )
+        self.key_proj = nn.Parameter(torch.randn(state_dim, width) * width**-0.5)
+        self.gate_proj = nn.Parameter(torch.zeros(width))
+        self.gate_bias = nn.Parameter(torch.zeros(1))
+        self.word_proj = nn.Parameter(nn.init.orthogonal_(torch.empty(value_dim, hidden_size)))
+        self.value_proj = nn.Parameter(torch.zeros(value_dim, width))
+        self.log_ridge = nn.Parameter(torch.tensor([_NEW_RIDGE]).log())
+        inverse = 1 / final_norm.detach().float().clamp_min(_SMALLEST_GAIN)
+        self.register_buffer("inverse_norm", inverse / inverse.mean())
+        self.readers = nn.ModuleList(
+            MemoryReader(each.in_features, each.out_features, state_dim, value_dim, scale, len(self.targets))
+            for each in self.targets
+        )
+        self.reading = TrainedAdapter(reading_targets, encoder.reading_rank) if encoder.reading_rank else None
+        self.constant = TrainedAdapter(constant_targets, encoder.constant_rank) if encoder.constant_rank else None
+
+    @classmethod
+    def from_config(
+        cls,
+        config: GeneratorConfig,
+        targets: Sequence[TargetShape],
+        hidden_size: int,
+        *,
+        final_norm: Tensor,
+        reading_targets: Sequence[TargetShape],
+        constant_targets: Sequence[TargetShape],
+    ) -> EncoderGenerator:
+        """A new, untrained generator of the form `config` describes, which must hold an encoder."""
+        assert config.encoder is not None
+        return cls(
+            targets,
+            hidden_size,
+            state_dim=config.state_dim,
+            value_dim=config.rank,
+            scale=config.scale,
+            encoder=config.encoder,
+            final_norm=final_norm,
+            reading_targets=reading_targets,
+            constant_targets=constant_targets,
+        )
+
+    def __getitem__(self, name: str) -> MemoryReader:
+        module = self.readers[self._index[name]]
+        assert isinstance(module, MemoryReader)
+        return module
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Indices of the Transformer blocks whose inputs the generator reads, ascending; 0 for the embeddings."""
+        return self._layers
+
+    @property
+    def state_shapes(self) -> dict[str, tuple[int, int]]:
+        """One state, S above C."""
+        return {MEMORY: (self.value_dim + self.state_dim, self.state_dim)}
+
+    @property
+    def reading_adapter(self) -> LowRankAdapter | None:
+        """The adapter that contexts are read under; differentiable."""
+        return None if self.reading is None else self.reading.adapter()
+
+    @property
+    def ridge_strength(self) -> Tensor:
+        """The strength lambda of the regularisation, `[1]`."""
+        return self.log_ridge.exp()
+
+    @property
+    def word_directions(self) -> Tensor:
+        """What writes a value's own word, `[d_h, d_v]`: V with rows divided by the gains of the base's final norm.
+
+        For v = V^T u(e) it gives about e, in the coordinates in which the norm and the language-model head, where tied
+        to the embeddings, turn it into a high score of that word. No gradient: V is to be learned as what keeps words
+        apart in the memory.
+        """
+        return self.inverse_norm.unsqueeze(1) * self.word_proj.detach().mT
+
+    def write(self, hidden: Mapping[int, Tensor], mask: Tensor | None = None) -> dict[str, Tensor]:
+        """S and C of one chunk; see `ContextGenerator.write`."""
+        return {MEMORY: self.pair(*self.keys_and_values(hidden, mask))}
+
+    def pair(self, keys: Tensor, values: Tensor) -> Tensor:
+        """sum_i v_i k_i^T above sum_i k_i k_i^T, `[batch, d_v + d_r, d_r]`."""
+        return torch.cat([values, keys], dim=-1).mT @ keys
+
+    def keys_and_values(self, hidden: Mapping[int, Tensor], mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Key and value of every token, `[batch, tokens, d_r]` and `[batch, tokens, d_v]`, float32.
+
+        Keys of padding are zero.
+
+        Args:
+            hidden: block index -> block input `[batch, tokens, d_h]`, for every index in `layers`.
+            mask: True for real tokens, `[batch, tokens]`.
+        """
+        states = [unit_rms(hidden[layer].to(self.compute_dtype)) for layer in self._layers]
+        encoded = self.encoder(torch.cat(states, dim=-1), mask)
+        short = encoded.to(self.compute_dtype)
+        keys = functional.normalize(self._product(short, self.key_proj).float(), dim=-1)
+        gates = torch.sigmoid(encoded @ self.gate_proj + self.gate_bias + 1.0)
+        if mask is not None:
+            gates = gates * mask
+        values = self._product(states[0], self.word_proj) + self._product(short, self.value_proj)
+        return keys * gates.unsqueeze(-1), values.float()
+
+    def normalize(self, states: Tensor) -> Tensor:
+        """norm(S) = S (C + lambda I)^-1 of states `[..., d_v + d_r, d_r]`: `[..., d_v, d_r]`."""
+        with record_function(NORMALIZATION_LABEL):
+            return ridge(states, self.ridge_strength)
+
+    @torch.no_grad()
+    def adapter(self, states: Mapping[str, Tensor]) -> LowRankAdapter:
+        """Generated and constant factors side by side; zeros for the empty memory.
+
+        Where a target has both, their ranks add up; see `ContextGenerator.adapter`.
+        """
+        state, words = states[MEMORY].float(), self.word_directions
+        normalized = self.normalize(state)
+        factors = {target.name: self[target.name].factors(normalized, words) for target in self.targets}
+        if self.constant is not None:
+            was_told = state.any()
+            for name, constant in self.constant.adapter().items():
+                own = LowRankFactors(constant.down.detach(), constant.up * was_told)
+                factors[name] = _side_by_side(factors[name], own) if name in factors else own
+        return LowRankAdapter(factors)
+
+    def named_weights(self) -> dict[str, Tensor]:
+        """`encoder.*`, `memory.*`, and `<target>.*` of what belongs to a target."""
+        named: dict[str, Tensor] = {f"encoder.{name}": tensor for name, tensor in self.encoder.named_parameters()}
+        for name in ("key_proj", "gate_proj", "gate_bias", "word_proj", "value_proj", "log_ridge", "inverse_norm"):
+            named[f"memory.{name}"] = getattr(self, name)
+        for target in self.targets:
+            named |= {
+                f"{target.name}.{name}": tensor for name, tensor in self[target.name].state_dict(keep_vars=True).items()
+            }
+        for kind, part in (("reading", self.reading), ("constant", self.constant)):
+            named |= {} if part is None else part.named_weights(kind)
+        return named
+
+    def _product(self, inputs: Tensor, weight: Tensor) -> Tensor:
+        return inputs @ weight.to(self.compute_dtype).mT
+
+
+def _side_by_side(first: LowRankFactors, second: LowRankFactors) -> LowRankFactors:
+    """Factors of the sum of two updates of one target."""
+    return LowRankFactors(torch.cat([first.down, second.down]), torch.cat([first.up, second.up], dim=1))
+
+
+def _check_form(targets: Sequence[TargetShape], hidden_size: int, value_dim: int) -> None:
+    if not targets:
+        raise ConfigError("an EncoderGenerator needs at least one target layer, got none")
+    for target in targets:
+        if target.out_features != hidden_size:
+            raise ConfigError(
+                f"generator.targets: {target.name} has {target.out_features} outputs, not the {hidden_size} of the "
+                "hidden states; with an encoder, targets must write to these, as attention_output and "
+                "feed_forward_down do"
+            )
+    if value_dim > hidden_size:
+        raise ConfigError(
+            f"generator.rank, the width of the values, must not exceed that of the hidden states ({hidden_size}) with "
+            f"an encoder, got {value_dim}"
+        )
