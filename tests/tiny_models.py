@@ -7,7 +7,7 @@ has sliding attention; weights large enough that every part of a model shows in 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -17,8 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from generative_adapter.base_model.fingerprint import base_model_fingerprint
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.checkpoint import GeneratorCheckpoint, build_generator
-from generative_adapter.config import GeneratorConfig, PromptConfig
-from generative_adapter.generator.generator import AdapterGenerator
+from generative_adapter.config import EncoderConfig, GeneratorConfig, PromptConfig
+from generative_adapter.generator.protocol import ContextGenerator
+
+GeneratorT = TypeVar("GeneratorT", bound=ContextGenerator)
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER, LAYERS = 20, 4, 2, 6, 37, 2
 WINDOW = 5  # tokens of sliding attention
@@ -200,13 +202,38 @@ def tiny_config(**settings: Any) -> GeneratorConfig:
     return GeneratorConfig(**values)
 
 
-def randomize(generator: AdapterGenerator, seed: int = 3) -> AdapterGenerator:
+def tiny_encoder_config(encoder: dict[str, Any] | None = None, **settings: Any) -> GeneratorConfig:
+    """A generator with an encoder: both roles, all parts, values of 7 and keys of 11, unless told otherwise."""
+    values: dict[str, Any] = {
+        "targets": ("attention_output", "feed_forward_down"),
+        "state_dim": 11,
+        "rank": 7,
+        "scale": 0.5,
+        "normalization": "ridge",
+        "chunk_tokens": 13,
+        **settings,
+    }
+    form: dict[str, Any] = {
+        "states": (1,),
+        "width": 15,
+        "heads": 3,
+        "largest_distance": 4,
+        "reading_rank": 3,
+        "reading_from_layer": 0,
+        "constant_rank": 2,
+        "constant_from_layer": 1,
+        **(encoder or {}),
+    }
+    return GeneratorConfig(**values, encoder=EncoderConfig(**form))
+
+
+def randomize(generator: GeneratorT, seed: int = 3) -> GeneratorT:
     """Gives every weight a random value, `output_proj` too, so that adapters aren't zero."""
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in generator.parameters():
-            noise = torch.randn(parameter.shape, generator=random)
-            parameter.copy_(1 + 0.2 * noise if parameter.ndim == 1 else noise * parameter.shape[-1] ** -0.5)
+        for weight in generator.named_weights().values():
+            noise = torch.randn(weight.shape, generator=random)
+            weight.copy_(1 + 0.2 * noise if weight.ndim == 1 else noise * weight.shape[-1] ** -0.5)
     return generator
 
 

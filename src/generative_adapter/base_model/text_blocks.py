@@ -11,14 +11,17 @@ import re
 
 from transformers import PreTrainedTokenizerBase
 
-from generative_adapter.base_model.prompts import plain_ids, plain_ids_of_each
+from generative_adapter.base_model.prompts import plain_ids_of_each
 from generative_adapter.errors import EmptyContextError
 
 SHORTEST_BLOCK = 48  # tokens; a shorter one says too little of what it is about
 
 _BLANK_LINES = re.compile(r"\n\s*\n")
-# Behind a line end, or a sentence's full stop (the last three need no space) where nothing in lower case follows.
-_UNIT_END = re.compile(r"\n|(?<=[.!?\u2026])[\"'\u201d\u2019)\]]*\s+(?=[^\sa-z])|(?<=[\u3002\uff01\uff1f])")
+# Behind a full stop where neither a number nor something in lower case follows; the last three need no space.
+_SENTENCE_END = re.compile(r"(?<=[.!?\u2026])[\"'\u201d\u2019)\]]*\s+(?=[^\sa-z0-9])|(?<=[\u3002\uff01\uff1f])")
+_LINE_END = re.compile(r"\n")
+# A block of more lines than this, of which more than this share start in lower case, is prose wrapped at some width.
+_MOST_UNWRAPPED, _MOST_LOWER_CASE = 4, 0.25
 
 
 def block_chunks(tokenizer: PreTrainedTokenizerBase, text: str, chunk_tokens: int) -> list[list[int]]:
@@ -26,7 +29,7 @@ def block_chunks(tokenizer: PreTrainedTokenizerBase, text: str, chunk_tokens: in
 
     A text is split at blank lines. Blocks of less than `SHORTEST_BLOCK` tokens (or `chunk_tokens`, if that is less) are
     joined with the next, a last one with the one before where that leaves room. Longer ones than `chunk_tokens` are cut
-    at ends of lines and sentences into parts of about the same length, or between tokens where there is no such end.
+    at ends of lines or sentences into parts of about the same length, or between tokens where there is no such end.
     Every chunk's ids are those of its own text, white space around it left out; special tokens are read as plain text.
 
     Raises:
@@ -63,11 +66,7 @@ def _joined_blocks(tokenizer: PreTrainedTokenizerBase, text: str, chunk_tokens: 
 
 def _parts(tokenizer: PreTrainedTokenizerBase, block: str, chunk_tokens: int) -> list[list[int]]:
     """A block that is too long, cut."""
-    cuts = [match.end() for match in _UNIT_END.finditer(block)]
-    pairs = zip([0, *cuts], [*cuts, len(block)], strict=True)
-    units = [block[start:end] for start, end in pairs if block[start:end].strip()]
-    if len(units) == 1:
-        return _slices(plain_ids(tokenizer, block), chunk_tokens)
+    units = _units(tokenizer, block, chunk_tokens)
     lengths = [len(ids) for ids in plain_ids_of_each(tokenizer, units)]
     parts: list[str] = []
     left, at = sum(lengths), 0
@@ -81,6 +80,28 @@ def _parts(tokenizer: PreTrainedTokenizerBase, block: str, chunk_tokens: int) ->
         parts.append("".join(units[first:at]).strip())
         left -= taken
     return [piece for ids in plain_ids_of_each(tokenizer, parts) for piece in _slices(ids, chunk_tokens)]
+
+
+def _units(tokenizer: PreTrainedTokenizerBase, block: str, chunk_tokens: int) -> list[str]:
+    """What a block is not cut within, if it can be avoided: its lines, and the sentences of the longest ones.
+
+    Lines of half a chunk and more are split; those of wrapped prose end anywhere and play no part.
+    """
+    lines = block.split("\n")
+    in_lower_case = sum(line.lstrip()[:1].islower() for line in lines[1:])
+    is_wrapped = len(lines) > _MOST_UNWRAPPED and in_lower_case > _MOST_LOWER_CASE * len(lines)
+    units: list[str] = []
+    lines = [block] if is_wrapped else _split_behind(_LINE_END, block)
+    for line, ids in zip(lines, plain_ids_of_each(tokenizer, lines), strict=True):
+        units += _split_behind(_SENTENCE_END, line) if 2 * len(ids) > chunk_tokens else [line]
+    return units
+
+
+def _split_behind(pattern: re.Pattern[str], text: str) -> list[str]:
+    """The text cut behind every match, without pieces of white space."""
+    ends = [*(match.end() for match in pattern.finditer(text)), len(text)]
+    pieces = (text[start:end] for start, end in zip([0, *ends], ends, strict=False))
+    return [piece for piece in pieces if piece.strip()]
 
 
 def _slices(ids: list[int], chunk_tokens: int) -> list[list[int]]:

@@ -42,7 +42,7 @@ def export(
     ] = None,
     rank: Annotated[
         int | None,
-        typer.Option("--rank", help="8, 16, 32, 64, 128, 256 or 512 (default: the least that loses nothing)."),
+        typer.Option("--rank", help="8, 16, 32, 64, 128, 256, 320 or 512 (default: the least that loses nothing)."),
     ] = None,
     number_format: Annotated[NumberFormat, typer.Option("--dtype", help="Numbers in the files.")] = NumberFormat.BF16,
     base_name: Annotated[

@@ -26,7 +26,7 @@ from generative_adapter.export.folders import new_folder
 from generative_adapter.generator.low_rank import LowRankAdapter, LowRankFactors
 from generative_adapter.generator.storage import write_json, write_safetensors
 
-RANKS = (8, 16, 32, 64, 128, 256, 512)
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"

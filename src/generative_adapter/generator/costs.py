@@ -15,6 +15,13 @@ A chunk of n tokens is written, per target, with d_h the hidden width, s numbers
     memory              2 n s
     factors             2 d_r r (d_in + d_out) for `svd`, else 2 d_r r d_out, once an adapter is made
 
+With an encoder of width w and m layers over b block inputs, one memory of d_v = r wide values for all targets:
+
+    encoder             2 n b d_h w + m (16 n w^2 + 4 n^2 w)
+    keys and values     2 n (w d_r + d_v (d_h + w) + w)
+    memory              2 n (d_v + d_r) d_r
+    adapter             2 d_r^3 + 2 d_v d_r^2, and 2 d_v d_r d_in a target
+
 Leaves out: passes of the base model (`base_model.costs`) and of training (`training.pass_costs`).
 """
 
@@ -22,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from generative_adapter.config import GeneratorConfig, TargetShape
+from generative_adapter.config import EncoderConfig, GeneratorConfig, TargetShape
 from generative_adapter.generator.subspace import OVERSAMPLING, is_narrow
 
 
@@ -63,6 +70,8 @@ def writing_flops(config: GeneratorConfig, num_targets: int, hidden_size: int, n
         num_tokens: n, of the chunk.
     """
     width = config.state_dim
+    if config.encoder is not None:
+        return _encoder_writing_flops(config, config.encoder, hidden_size, num_tokens)
     state = width * width * (2 if config.normalization == "ridge" else 1)
     elsewhere = 0 if config.value_layer is None else width
     windows = 2 * len(config.key_windows) * num_tokens**2 * width
@@ -75,8 +84,20 @@ def adapter_flops(config: GeneratorConfig, targets: Sequence[TargetShape]) -> fl
     The directions of `svd` go into the factors as they are, without the product U V^T of its normalisation.
     """
     width, decomposed = config.state_dim, config.normalization == "svd"
+    if config.encoder is not None:
+        inputs = sum(target.in_features for target in targets)
+        return float(2 * width**3 + 2 * config.rank * width * (width + inputs))
     widths = sum(target.out_features + target.in_features * decomposed for target in targets)
     normalization = normalization_flops(config)[0]
     if decomposed:
         normalization -= 2 * width**2 * (config.rank if iterates(config) else width)
     return len(targets) * normalization + 2 * width * config.rank * widths
+
+
+def _encoder_writing_flops(config: GeneratorConfig, encoder: EncoderConfig, hidden_size: int, num_tokens: int) -> float:
+    """Operations that encode one chunk and add it to the one memory; formulas at the top of this module."""
+    width, values, keys = encoder.width, config.rank, config.state_dim
+    encoded = 2 * num_tokens * (1 + len(encoder.states)) * hidden_size * width
+    encoded += encoder.layers * (16 * num_tokens * width**2 + 4 * num_tokens**2 * width)
+    projected = 2 * num_tokens * (width * keys + values * (hidden_size + width) + width)
+    return float(encoded + projected + 2 * num_tokens * (values + keys) * keys)
