@@ -27,8 +27,13 @@ from generative_adapter.checkpoint import (
     save_generator,
     shipped_generator,
 )
-from generative_adapter.config import GeneratorConfig, PromptConfig
-from generative_adapter.errors import CheckpointError, FingerprintMismatchError, UnsupportedArchitectureError
+from generative_adapter.config import EncoderConfig, GeneratorConfig, PromptConfig
+from generative_adapter.errors import (
+    CheckpointError,
+    ConfigError,
+    FingerprintMismatchError,
+    UnsupportedArchitectureError,
+)
 from generative_adapter.generator.memory import ContextMemory
 
 HIDDEN, INNER, STATE, RANK, LAYERS = 24, 41, 11, 7, 3
@@ -225,6 +230,110 @@ def test_subspace_iterations_come_back(written: GeneratorCheckpoint, base: BaseM
     read = load_generator(path, base)
     assert read.config == config
     assert read.generator["model.layers.0.mlp.down_proj"].subspace_iterations == 3
+
+
+# ------------------------------------------------------------------------------------------------------- with encoder
+
+ENCODED = GeneratorConfig(
+    targets=("feed_forward_down",),
+    layers=(1, -1),
+    state_dim=STATE,
+    rank=RANK,
+    scale=0.375,
+    normalization="ridge",
+    chunk_tokens=77,
+    encoder=EncoderConfig(
+        states=(1, 2),
+        width=12,
+        heads=2,
+        layers=1,
+        largest_distance=3,
+        reading_rank=2,
+        reading_from_layer=0,
+        constant_rank=3,
+        constant_from_layer=1,
+    ),
+)
+
+
+@pytest.fixture
+def encoded(base: BaseModel) -> GeneratorCheckpoint:
+    """A generator with an encoder; no tensor has its initial values, buffers included."""
+    generator = build_generator(ENCODED, base)
+    torch.manual_seed(4)
+    with torch.no_grad():
+        for weight in generator.named_weights().values():
+            weight.normal_()
+    return GeneratorCheckpoint(generator, ENCODED, PROMPT, base.name, base.fingerprint, TRAINING)
+
+
+def test_a_generator_with_an_encoder_comes_back_bit_for_bit(
+    encoded: GeneratorCheckpoint, base: BaseModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "encoded.safetensors"
+    save_generator(path, encoded)
+    read = load_generator(path, base)
+    before, after = named_weights(encoded.generator), named_weights(read.generator)
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert (read.config, read.prompt, read.training) == (ENCODED, PROMPT, TRAINING)
+    assert read.fingerprint == encoded.fingerprint == generator_file_fingerprint(path)
+    own = [*read.generator.parameters(), *read.generator.buffers()]
+    assert len(after) == len(own) == 11 + 7 + 2 * 4 + 2 * 14 + 2 * 4  # encoder, memory, targets, reading, constant
+    assert not any(tensor.requires_grad for tensor in own) and not read.generator.training
+    info = read_generator_info(path)
+    assert info["num_parameters"] == read.generator.num_parameters == sum(tensor.numel() for tensor in own)
+    assert info["num_tensors"] == len(own) and info["generator"]["encoder"]["states"] == [1, 2]
+    hidden = {layer: torch.randn(1, 13, HIDDEN, generator=torch.Generator().manual_seed(9)) for layer in (0, 1, 2)}
+    with torch.no_grad():
+        adapters = [g.adapter({"memory": g.write(hidden)["memory"][0]}) for g in (encoded.generator, read.generator)]
+    assert set(adapters[0]) == {f"model.layers.{n}.{t}" for n in (1, 2) for t in ("self_attn.o_proj", "mlp.down_proj")}
+    for name in adapters[0]:
+        assert torch.equal(adapters[0][name].up, adapters[1][name].up)
+        assert torch.equal(adapters[0][name].down, adapters[1][name].down)
+
+
+def test_every_weight_and_setting_of_an_encoder_is_in_the_fingerprint(encoded: GeneratorCheckpoint) -> None:
+    weights = encoded.generator.named_weights()
+    seen = {encoded.fingerprint}
+    with torch.no_grad():
+        for weight in weights.values():
+            original = weight.clone()
+            weight.view(-1)[-1] += 1e-3
+            seen.add(encoded.fingerprint)
+            weight.copy_(original)
+    assert len(seen) == len(weights) + 1 and encoded.fingerprint in seen
+    assert ENCODED.encoder is not None
+    for change in ({"heads": 3}, {"largest_distance": 4}, {"constant_from_layer": 2}):
+        changed = replace(ENCODED, encoder=replace(ENCODED.encoder, **change))
+        seen.add(generator_fingerprint(encoded.generator, changed))
+    assert len(seen) == len(weights) + 4
+
+
+def test_a_new_encoder_knows_the_final_norm(base: BaseModel) -> None:
+    norm = base.model.get_submodule("model.norm").weight
+    original = norm.clone()
+    with torch.no_grad():
+        norm.copy_(torch.linspace(0.1, 3, HIDDEN))
+        inverse = build_generator(ENCODED, base).named_weights()["memory.inverse_norm"]
+        expected = 1 / norm.clamp_min(0.2)
+        norm.copy_(original)
+    torch.testing.assert_close(inverse, expected / expected.mean())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"states": (1, 3)}, "block 3 is out of range: the base model has 3 blocks"),
+        ({"constant_from_layer": 4}, "block 4 is out of range"),
+    ],
+)
+def test_an_encoder_that_does_not_fit_the_base_is_refused(base: BaseModel, change: dict, message: str) -> None:
+    assert ENCODED.encoder is not None
+    with pytest.raises(ConfigError, match=message):
+        build_generator(replace(ENCODED, encoder=replace(ENCODED.encoder, **change)), base)
+    with pytest.raises(ConfigError, match="gate_proj has 41 outputs, not the 24"):
+        build_generator(replace(ENCODED, targets=("gate_proj",)), base)
 
 
 # ------------------------------------------------------------------------------------------------------------ refused

@@ -5,7 +5,15 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from generative_adapter.config import GeneratorConfig, PromptConfig, TargetShape, from_mapping, require, to_mapping
+from generative_adapter.config import (
+    EncoderConfig,
+    GeneratorConfig,
+    PromptConfig,
+    TargetShape,
+    from_mapping,
+    require,
+    to_mapping,
+)
 from generative_adapter.errors import ConfigError
 
 
@@ -48,6 +56,59 @@ def test_a_generator_config_refuses_what_can_not_work(settings: dict, message: s
         GeneratorConfig(**settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"states": ()}, r"states must be ascending block indices above 0 .*, got \[\]"),
+        ({"states": (0, 4)}, r"states must be .*, got \[0, 4\]"),
+        ({"states": (4, 2)}, r"states must be .*, got \[4, 2\]"),
+        ({"states": (4, 4)}, r"states must be .*, got \[4, 4\]"),
+        ({"width": 0}, "width must be positive, got 0"),
+        ({"heads": -1}, "heads must be positive, got -1"),
+        ({"heads": 5}, r"width must be a multiple of heads \(5\), got 384"),
+        ({"largest_distance": 0}, "largest_distance must be positive, got 0"),
+        ({"layers": -1}, "layers must not be negative, got -1"),
+        ({"reading_rank": -1}, "reading_rank must not be negative"),
+        (
+            {"reading_rank": 8, "reading_from_layer": 24},
+            r"reading_from_layer must lie below the last of states \(24\), .* got 24",
+        ),
+        ({"constant_rank": -2}, "constant_rank must not be negative"),
+        ({"constant_targets": ()}, "constant_targets is empty; name at least one, or set constant_rank to 0"),
+        ({"constant_from_layer": -1}, "constant_from_layer must not be negative"),
+    ],
+)
+def test_an_encoder_config_refuses_what_can_not_work(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"generator.encoder.{message}"):
+        EncoderConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"normalization": "newton_schulz"}, "with an encoder needs generator.normalization: ridge, got 'newton_sch"),
+        ({"rank": 129}, r"generator.rank must lie in 1..state_dim \(128\), got 129"),
+        ({"hidden_norm": False}, "generator.hidden_norm belongs to the paper's generator; remove it, or generator.enc"),
+        ({"value_shift": 1}, "generator.value_shift belongs to the paper's"),
+        ({"value_layer": 0}, "generator.value_layer belongs to the paper's"),
+        ({"key_windows": (4,)}, "generator.key_windows belongs to the paper's"),
+        ({"write_gate": True}, "generator.write_gate belongs to the paper's"),
+    ],
+)
+def test_an_encoder_and_the_papers_settings_exclude_one_another(settings: dict, message: str) -> None:
+    assert GeneratorConfig(normalization="ridge", rank=100, encoder=EncoderConfig()).rank == 100
+    with pytest.raises(ConfigError, match=message):
+        GeneratorConfig(**{"normalization": "ridge", "encoder": EncoderConfig()} | settings)
+
+
+def test_an_encoder_is_read_from_nested_settings() -> None:
+    read = from_mapping(GeneratorConfig, {"normalization": "ridge", "encoder": {"states": [3, 5], "heads": 4}})
+    assert read.encoder == EncoderConfig(states=(3, 5), heads=4)
+    assert from_mapping(GeneratorConfig, {"encoder": None}) == GeneratorConfig()
+    with pytest.raises(ConfigError, match=r"encoder: unknown setting 'widht'; did you mean 'width'\?"):
+        from_mapping(GeneratorConfig, {"encoder": {"widht": 3}})
+
+
 def test_svd_may_have_a_smaller_rank() -> None:
     config = GeneratorConfig(rank=16, normalization="svd")
     assert (config.rank, config.state_dim) == (16, 128)
@@ -71,6 +132,7 @@ def test_a_prompt_must_have_room_for_its_parts(settings: dict, message: str) -> 
     [
         GeneratorConfig(),
         GeneratorConfig(("a", "b.c"), (0, 5, -1), 64, 16, 0.125, "svd", False, 2, 0, (4, -8), True, True, 77, 3),
+        GeneratorConfig(normalization="ridge", encoder=EncoderConfig((2, 7), 24, 1, 3, 9, 4, 2, 0, ("v_proj",), 5)),
         PromptConfig(),
         PromptConfig("<|user|>{question}\n", "{context} – {question}", "\n"),
         Nested(0.5, GeneratorConfig(layers=(3,)), (TargetShape("t", 1, 17, 19),), "name", True),

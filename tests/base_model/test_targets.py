@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from generative_adapter.base_model.targets import find_blocks, find_targets, is_transposed, linear_shape
+from generative_adapter.base_model.targets import (
+    all_linears,
+    find_blocks,
+    find_targets,
+    is_transposed,
+    linear_shape,
+)
 from generative_adapter.config import TargetShape
 from generative_adapter.errors import ConfigError, UnsupportedArchitectureError
 from tiny_models import FAMILIES, HEAD_DIM, HEADS, HIDDEN, INNER, LAYERS, tiny_model
@@ -81,6 +87,19 @@ def test_targets_come_block_by_block_in_the_order_given(llama):
 @pytest.mark.parametrize(("layers", "expected"), [((1,), [1]), ((-1,), [1]), ((1, 0), [0, 1]), ((0, -2, 0), [0])])
 def test_layers_are_chosen_in_ascending_order_once(llama, layers, expected):
     assert [target.layer for target in find_targets(llama, ("o_proj",), layers)] == expected
+
+
+def test_all_linears_of_some_blocks(family, family_base):
+    model = family_base.model
+    path, blocks = find_blocks(model)
+    found = all_linears(model, (1,))
+    assert [target.layer for target in found] == [1] * len(found)
+    expected = {f"{path}.1.{name}" for name, module in blocks[1].named_modules() if linear_shape(module)}
+    assert {target.name for target in found} == expected and len(found) == len(expected)
+    for target in found:
+        assert (target.in_features, target.out_features) == linear_shape(model.get_submodule(target.name))
+    assert set(find_targets(model, ("attention_output", "feed_forward_down"), (1,))) < set(found)
+    assert all_linears(model, (0, 1))[len(found) :] == found and all_linears(model, ()) == ()
 
 
 @pytest.mark.parametrize("layer", [2, -3])

@@ -17,7 +17,7 @@ from generative_adapter.errors import AdapterError, BaseModelError, CheckpointEr
 from generative_adapter.export.base_folder import save_base_model
 from generative_adapter.export.peft import CONFIG_FILE, RANKS, TENSOR_FILE, load_peft, save_peft
 from generative_adapter.generator.low_rank import LowRankAdapter, LowRankFactors
-from tiny_models import FAMILIES, VOCABULARY, tiny_base
+from tiny_models import FAMILIES, VOCABULARY, tiny_base, tiny_checkpoint, tiny_encoder_config
 
 IDS = torch.randint(7, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(5))
 DOWN = "model.layers.1.mlp.down_proj"
@@ -68,6 +68,35 @@ def test_peft_gives_the_logits_of_inject(family, family_base, tmp_path, layers):
     torch.testing.assert_close(peft_logits(model, tmp_path / "lora"), expected, rtol=0, atol=1e-5)
     assert (report.rank, report.num_targets, report.num_zero_targets) == (8, len(adapter), 6 - len(adapter))
     assert not any("layers" in name or ".h." in name for name in config_of(tmp_path / "lora")["target_modules"])
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_targets_of_different_ranks_and_blocks(tiny_llama_base, tmp_path, everywhere):
+    """An adapter with a constant part: o_proj of one block at its rank, down_proj of both at another, or both."""
+    model = tiny_llama_base.model
+    config = tiny_encoder_config(
+        {"constant_from_layer": 1}, targets=("feed_forward_down",), layers=(0, 1), chunk_tokens=60
+    )
+    own = GenerativeAdapter(tiny_llama_base, tiny_checkpoint(tiny_llama_base, config))
+    adapter = own.adapter(own.contextualize("The badges at Kestrel Point are lilac; Ada Quill keeps them."))
+    ranks = {"model.layers.0.mlp.down_proj": 7, "model.layers.1.mlp.down_proj": 9, "model.layers.1.self_attn.o_proj": 2}
+    assert {name: factors.rank for name, factors in adapter.items()} == ranks
+    report = save_peft(adapter, tmp_path / "lora", "base", model=model if everywhere else None, dtype="fp32")
+    assert (report.rank, report.num_targets, report.num_zero_targets) == (16, 3, int(everywhere))
+    with inject(model, adapter):
+        expected = logits(model)
+    assert (expected - logits(model)).abs().max() > 0.1
+    torch.testing.assert_close(peft_logits(model, tmp_path / "lora"), expected, rtol=0, atol=1e-5)
+    with inject(model, load_peft(tmp_path / "lora")):
+        torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-5)
+    cut = save_peft(adapter, tmp_path / "cut", "base", model=model, dtype="fp32", rank=8)
+    assert cut.rank == 8 and 0 < cut.truncation_error < 0.5
+
+
+def test_a_rank_that_engines_know_is_not_padded(model, tmp_path):
+    report = save_peft(random_adapter(model, rank=320), tmp_path / "lora", "base", model=model)
+    assert (report.rank, report.truncation_error) == (320, 0.0)
+    assert save_peft(random_adapter(model, rank=321), tmp_path / "lora", "base", model=model).rank == 512
 
 
 def test_every_tensor_counts(model, tmp_path):

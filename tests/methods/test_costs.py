@@ -26,7 +26,7 @@ from generative_adapter.methods.no_adapter import NoAdapter
 from generative_adapter.methods.protocol import Answer, Context, Costs, Method, Query, Wording
 from generative_adapter.methods.registry import METHODS
 from generative_adapter.methods.tuned_weights import FullWeights, LoraWeights, TunedWeights
-from tiny_models import tiny_base, tiny_checkpoint, tiny_config
+from tiny_models import tiny_base, tiny_checkpoint, tiny_config, tiny_encoder_config
 
 NEW = 7
 WORDING = Wording("task", "Q: {question}\nA:", "{context}\n\nQ: {question}\nA:", chat=False)
@@ -130,6 +130,19 @@ def test_generators_of_every_form(settings: dict, uncounted: int | None) -> None
         uncounted = 3 * (2 * 2 + 2) * 47 * 35**2 + 20 * 35**3
     taking += uncounted * num_chunks * len(method.model.generator.targets)
     assert costs.contextualizing_flops == pytest.approx(taking, rel=0.02)
+    assert costs.answering_flops == pytest.approx(answering, rel=0.02)
+
+
+@pytest.mark.parametrize("reading_rank", [0, 3])
+def test_generators_with_an_encoder(reading_rank: int) -> None:
+    """Their chunks are read side by side, so that torch counts their padding too, 9 in 240 tokens."""
+    base = eager_base("llama")
+    config = tiny_encoder_config({"reading_rank": reading_rank}, chunk_tokens=40)
+    method = GenerativeAdapterMethod(GenerativeAdapter(base, tiny_checkpoint(base, config, prompt=PromptConfig())))
+    taking, answering, _, costs = counted(method, [QUERIES["generated"]])
+    assert method.take_in(CONTEXT).memory.num_chunks == 6
+    taking += 2 * 11**3 + 2 * 6 * 4 * 40**2 * 15  # torch counts no inverse, and not the encoder's fused attention
+    assert 0.95 * taking < costs.contextualizing_flops < taking
     assert costs.answering_flops == pytest.approx(answering, rel=0.02)
 
 

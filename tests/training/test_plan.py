@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from generative_adapter.config import GeneratorConfig
+from generative_adapter.config import EncoderConfig, GeneratorConfig
 from generative_adapter.errors import ConfigError, DataError
 from generative_adapter.training.batches import ContextItem, Segment, assemble
 from generative_adapter.training.context_shapes import TABLE_3, context_shape, num_records, pass_layout
@@ -54,6 +54,12 @@ def test_pretraining_of_mistral_by_hand() -> None:
     assert memory["activations"] == plan.activation_bytes["checkpointed"] < plan.activation_bytes["plain"] / 5
     assert memory["total"] == sum(value for name, value in memory.items() if name != "total")
     assert plan.notes == ()
+
+
+def test_a_generator_with_an_encoder_is_not_trained_yet() -> None:
+    form = GeneratorConfig(state_dim=8, rank=8, normalization="ridge", encoder=EncoderConfig())
+    with pytest.raises(ConfigError, match="training of generators with an encoder is not possible"):
+        plan_training(recipe(generator=form))
 
 
 def test_times_and_processes() -> None:
