@@ -26,6 +26,7 @@ _HOMES = {
     "LowRankAdapter": "generator.low_rank",
     "LowRankFactors": "generator.low_rank",
     "AdapterGenerator": "generator.generator",
+    "EncoderGenerator": "generator.encoder_generator",
     "BaseModel": "base_model.loading",
     "load_base_model": "base_model.loading",
     "inject": "base_model.inject",
@@ -34,6 +35,7 @@ _HOMES = {
     "load_generator": "checkpoint",
     "save_generator": "checkpoint",
     "GeneratorConfig": "config",
+    "EncoderConfig": "config",
     "PromptConfig": "config",
     "PeftExport": "export.peft",
     "load_peft": "export.peft",
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from generative_adapter.checkpoint import GeneratorCheckpoint as GeneratorCheckpoint
     from generative_adapter.checkpoint import load_generator as load_generator
     from generative_adapter.checkpoint import save_generator as save_generator
+    from generative_adapter.config import EncoderConfig as EncoderConfig
     from generative_adapter.config import GeneratorConfig as GeneratorConfig
     from generative_adapter.config import PromptConfig as PromptConfig
     from generative_adapter.contextualizer import GenerativeAdapter as GenerativeAdapter
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
     from generative_adapter.export.peft import PeftExport as PeftExport
     from generative_adapter.export.peft import load_peft as load_peft
     from generative_adapter.export.peft import save_peft as save_peft
+    from generative_adapter.generator.encoder_generator import EncoderGenerator as EncoderGenerator
     from generative_adapter.generator.generator import AdapterGenerator as AdapterGenerator
     from generative_adapter.generator.low_rank import LowRankAdapter as LowRankAdapter
     from generative_adapter.generator.low_rank import LowRankFactors as LowRankFactors

@@ -71,12 +71,13 @@ def perplexity(
     from generative_adapter.evaluation.perplexity import held_out_segments, measure_perplexity
     from generative_adapter.generator.generator import paper_generator
 
+    generator_of_paper = paper_generator(model.generator, "perplexity of chunks")
     chunk_tokens = chunk_tokens or model.checkpoint.config.chunk_tokens
     segments = held_out_segments(data, model.base, num_segments, segment_tokens, seed)
     with bar_progress("Reading segments") as progress:
         result = measure_perplexity(
             model.base,
-            paper_generator(model.generator, "perplexity of chunks"),
+            generator_of_paper,
             segments,
             chunk_tokens or model.checkpoint.config.chunk_tokens,
             progress=progress,
