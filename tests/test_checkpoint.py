@@ -279,7 +279,7 @@ def test_a_generator_with_an_encoder_comes_back_bit_for_bit(
     assert (read.config, read.prompt, read.training) == (ENCODED, PROMPT, TRAINING)
     assert read.fingerprint == encoded.fingerprint == generator_file_fingerprint(path)
     own = [*read.generator.parameters(), *read.generator.buffers()]
-    assert len(after) == len(own) == 11 + 7 + 2 * 4 + 2 * 14 + 2 * 4  # encoder, memory, targets, reading, constant
+    assert len(after) == len(own) == 11 + 8 + 2 * 4 + 2 * 14 + 2 * 4  # encoder, memory, targets, reading, constant
     assert not any(tensor.requires_grad for tensor in own) and not read.generator.training
     info = read_generator_info(path)
     assert info["num_parameters"] == read.generator.num_parameters == sum(tensor.numel() for tensor in own)
@@ -314,11 +314,11 @@ def test_a_new_encoder_knows_the_final_norm(base: BaseModel) -> None:
     norm = base.model.get_submodule("model.norm").weight
     original = norm.clone()
     with torch.no_grad():
-        norm.copy_(torch.linspace(0.1, 3, HIDDEN))
-        inverse = build_generator(ENCODED, base).named_weights()["memory.inverse_norm"]
-        expected = 1 / norm.clamp_min(0.2)
+        norm.copy_(torch.linspace(-3, 3, HIDDEN))
+        made = build_generator(ENCODED, base).named_weights()
+        expected = made["memory.word_proj"].mT / norm.unsqueeze(1)
         norm.copy_(original)
-    torch.testing.assert_close(inverse, expected / expected.mean())
+    torch.testing.assert_close(made["memory.word_directions"], expected)
 
 
 @pytest.mark.parametrize(

@@ -23,18 +23,29 @@ from generative_adapter.generator.normalization import NORMALIZATION_LABEL, ridg
 from generative_adapter.generator.protocol import ContextGenerator
 from generative_adapter.generator.trained_adapter import TrainedAdapter
 from generative_adapter.generator.unit_rms import unit_rms
+from generative_adapter.generator.word_map import WordMap, word_directions
 
 MEMORY = "memory"  # name of the one state
-_SMALLEST_GAIN = 0.2  # of the base's final norm; what it all but switches off isn't blown up in return
+_MEMORY_WEIGHTS = (
+    "key_proj",
+    "gate_proj",
+    "gate_bias",
+    "value_proj",
+    "log_ridge",
+    "word_proj",
+    "word_bias",
+    "word_directions",
+)
 _NEW_RIDGE = 2.0  # strength of a new generator's regularisation; keys have length one at most
 
 
 class EncoderGenerator(ContextGenerator):
     """Hidden states -> keys and values -> one memory that all targets read.
 
-    Keys k = (B1^T x / ||B1^T x||) sigmoid(g.x + b + 1) and values v = V^T u(e) + A2 x of every token, with x its
-    encoded vector and u(e) its embedding at unit RMS; S = sum v k^T and C = sum k k^T, kept as one state, S above C;
-    target l's update is scale * A_l S (C + lambda I)^-1 B_l (`MemoryReader`), and beside it the constant part.
+    Keys k = (B1^T x / ||B1^T x||) sigmoid(g.x + c + 1) and values v = P e - b + A2 x of every token, with x its encoded
+    vector, e its embedding and P and b of a fixed `WordMap` (of random directions, until `set_word_map`); S = sum v k^T
+    and C = sum k k^T, kept as one state, S above C; target l's update is scale * A_l S (C + lambda I)^-1 B_l
+    (`MemoryReader`), and beside it the constant part.
 
     Args:
         targets: the linears that read the memory.
@@ -52,7 +63,9 @@ class EncoderGenerator(ContextGenerator):
     """
 
     independent_chunks = True
-    inverse_norm: Tensor
+    word_proj: Tensor
+    word_bias: Tensor
+    word_directions: Tensor
 
     def __init__(
         self,
@@ -81,11 +94,11 @@ class EncoderGenerator(ContextGenerator):
         self.key_proj = nn.Parameter(torch.randn(state_dim, width) * width**-0.5)
         self.gate_proj = nn.Parameter(torch.zeros(width))
         self.gate_bias = nn.Parameter(torch.zeros(1))
-        self.word_proj = nn.Parameter(nn.init.orthogonal_(torch.empty(value_dim, hidden_size)))
         self.value_proj = nn.Parameter(torch.zeros(value_dim, width))
         self.log_ridge = nn.Parameter(torch.tensor([_NEW_RIDGE]).log())
-        inverse = 1 / final_norm.detach().float().clamp_min(_SMALLEST_GAIN)
-        self.register_buffer("inverse_norm", inverse / inverse.mean())
+        self.register_buffer("word_proj", nn.init.orthogonal_(torch.empty(value_dim, hidden_size)))
+        self.register_buffer("word_bias", torch.zeros(value_dim))
+        self.register_buffer("word_directions", word_directions(self.word_proj, final_norm.detach().float()))
         self.readers = nn.ModuleList(
             MemoryReader(each.in_features, each.out_features, state_dim, value_dim, scale, len(self.targets))
             for each in self.targets
@@ -143,15 +156,11 @@ class EncoderGenerator(ContextGenerator):
         """The strength lambda of the regularisation, `[1]`."""
         return self.log_ridge.exp()
 
-    @property
-    def word_directions(self) -> Tensor:
-        """What writes a value's own word, `[d_h, d_v]`: V with rows divided by the gains of the base's final norm.
-
-        For v = V^T u(e) it gives about e, in the coordinates in which the norm and the language-model head, where tied
-        to the embeddings, turn it into a high score of that word. No gradient: V is to be learned as what keeps words
-        apart in the memory.
-        """
-        return self.inverse_norm.unsqueeze(1) * self.word_proj.detach().mT
+    def set_word_map(self, words: WordMap) -> None:
+        """Takes over a word map that was measured; before training, since everything learned builds on it."""
+        self.word_proj.copy_(words.projection)
+        self.word_bias.copy_(words.bias)
+        self.word_directions.copy_(words.directions)
 
     def write(self, hidden: Mapping[int, Tensor], mask: Tensor | None = None) -> dict[str, Tensor]:
         """S and C of one chunk; see `ContextGenerator.write`."""
@@ -177,8 +186,8 @@ class EncoderGenerator(ContextGenerator):
         gates = torch.sigmoid(encoded @ self.gate_proj + self.gate_bias + 1.0)
         if mask is not None:
             gates = gates * mask
-        values = self._product(states[0], self.word_proj) + self._product(short, self.value_proj)
-        return keys * gates.unsqueeze(-1), values.float()
+        words = hidden[0].float() @ self.word_proj.mT - self.word_bias
+        return keys * gates.unsqueeze(-1), words + self._product(short, self.value_proj).float()
 
     def normalize(self, states: Tensor) -> Tensor:
         """norm(S) = S (C + lambda I)^-1 of states `[..., d_v + d_r, d_r]`: `[..., d_v, d_r]`."""
@@ -204,7 +213,7 @@ class EncoderGenerator(ContextGenerator):
     def named_weights(self) -> dict[str, Tensor]:
         """`encoder.*`, `memory.*`, and `<target>.*` of what belongs to a target."""
         named: dict[str, Tensor] = {f"encoder.{name}": tensor for name, tensor in self.encoder.named_parameters()}
-        for name in ("key_proj", "gate_proj", "gate_bias", "word_proj", "value_proj", "log_ridge", "inverse_norm"):
+        for name in _MEMORY_WEIGHTS:
             named[f"memory.{name}"] = getattr(self, name)
         for target in self.targets:
             named |= {

@@ -12,8 +12,8 @@ class MemoryReader(nn.Module):
     """Query and output projections of one target: its update is scale * A norm(S) B.
 
     B = Q diag(s) with the fixed scales s of the target's inputs, which differ by orders of magnitude from channel to
-    channel, so that equal steps of Q mean equal steps of what is asked. A = O + p W: beside the learned O, the strength
-    p of what is written in the value's own word (`word_directions`).
+    channel, so that equal steps of Q mean equal steps of what is asked. A = O + p D: beside the learned O, the strength
+    p with which the value's own word is said (`word_map`).
 
     Args:
         in_features: d_in.
@@ -42,7 +42,7 @@ class MemoryReader(nn.Module):
         return self.query_proj * self.input_scales
 
     def output_matrix(self, word_directions: Tensor) -> Tensor:
-        """The output projection scale * A, `[d_out, d_v]`, given W of the same shape."""
+        """The output projection scale * A, `[d_out, d_v]`, given D of the same shape."""
         return self.scale * (self.output_proj + self.word_strength * word_directions)
 
     def read(self, inputs: Tensor, normalized: Tensor, word_directions: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class MemoryReader(nn.Module):
         Args:
             inputs: x, `[batch, tokens, d_in]`.
             normalized: norm(S), `[batch, d_v, d_r]`, one a row.
-            word_directions: W, `[d_out, d_v]`.
+            word_directions: D, `[d_out, d_v]`.
 
         Returns:
             `[batch, tokens, d_out]` in the type of `inputs`.
