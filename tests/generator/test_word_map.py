@@ -59,6 +59,6 @@ def test_a_value_says_its_own_word(embeddings):
 
 
 def test_small_gains_are_bounded_and_signs_kept():
-    projection = torch.eye(3)
-    directions = word_directions(projection, torch.tensor([-2.0, 0.01, 0.5]))
-    torch.testing.assert_close(directions, torch.diag(torch.tensor([-0.5, 10.0, 2.0])))
+    projection = torch.eye(5)
+    directions = word_directions(projection, torch.tensor([-2.0, 0.01, 0.5, -0.01, 0.0]))
+    torch.testing.assert_close(directions, torch.diag(torch.tensor([-0.5, 10.0, 2.0, -10.0, 10.0])))

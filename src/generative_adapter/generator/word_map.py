@@ -60,7 +60,8 @@ def measure_word_map(embeddings: Tensor, counts: Tensor, gains: Tensor, value_di
 
 
 def word_directions(projection: Tensor, gains: Tensor) -> Tensor:
-    """D of a projection V^T `[d_v, d_h]` and gains w: diag(1/w) V, gains near zero taken as 0.1."""
+    """D of a projection V^T `[d_v, d_h]` and gains w: diag(1/w) V, gains near zero taken as 0.1 of their sign."""
     gains = gains.to(projection)
-    divisors = torch.where(gains.abs() < _SMALLEST_GAIN, _SMALLEST_GAIN, gains)
+    signs = torch.where(gains < 0, -1.0, 1.0)
+    divisors = signs * gains.abs().clamp_min(_SMALLEST_GAIN)
     return (projection.mT / divisors.unsqueeze(1)).contiguous()
