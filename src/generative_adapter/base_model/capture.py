@@ -6,7 +6,7 @@ Leaves out: what is done with them. Hooks are always removed, also after an exce
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -48,7 +48,8 @@ def capture_block_inputs(
 ) -> dict[int, Tensor]:
     """Block inputs of one pass over a chunk: block index -> H, `[batch, tokens, d_h]`.
 
-    The language-model head is not run. Adapters that are injected at the time take part.
+    Neither the blocks above the last one wanted nor the language-model head are run. Adapters that are injected at the
+    time take part.
 
     Args:
         model: the base model.
@@ -58,7 +59,18 @@ def capture_block_inputs(
     """
     captured: dict[int, Tensor] = {}
     decoder = getattr(model, "base_model", model)
-    with on_block_inputs(model, layers, captured.__setitem__):
+    wanted = sorted(set(layers))
+
+    def take(layer: int, hidden: Tensor) -> None:
+        captured[layer] = hidden
+        if layer == wanted[-1]:
+            raise _AllSeen
+
+    with on_block_inputs(model, wanted, take), suppress(_AllSeen):
         attention_mask = None if mask is None else mask.long()
         decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     return captured
+
+
+class _AllSeen(Exception):
+    """Ends a forward pass whose remaining blocks nobody looks at."""

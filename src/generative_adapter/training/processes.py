@@ -150,6 +150,11 @@ class Processes:
         tensor = torch.tensor(values, dtype=torch.float64, device=device)
         return cast("Tensor", self.accelerator.reduce(tensor, "sum")).tolist()
 
+    def wait(self) -> None:
+        """Waits until every process is here."""
+        if self.size > 1:
+            self.accelerator.wait_for_everyone()
+
     def leave(self) -> None:
         """Waits for the others and ends the exchange."""
         if self.size > 1:

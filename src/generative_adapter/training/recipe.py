@@ -11,6 +11,7 @@ import yaml
 
 from generative_adapter.config import GeneratorConfig, PromptConfig, from_mapping, require
 from generative_adapter.errors import ConfigError
+from generative_adapter.training.encoder.settings import EncoderTraining
 
 SOURCE_KINDS = ("facts", "questions", "text", "instructions", "cloze")
 _FROM_THE_HUB = ("text", "instructions", "cloze")
@@ -192,6 +193,7 @@ class TrainingRecipe:
         evaluation_steps: steps between held-out evaluations; 0: none but the last.
         evaluation_contexts: held-out contexts of each source in an evaluation.
         log_steps: steps between lines in metrics.jsonl.
+        encoder_training: of a generator with an encoder.
     """
 
     sources: tuple[SourceConfig, ...]
@@ -234,6 +236,7 @@ class TrainingRecipe:
     evaluation_steps: int = 200
     evaluation_contexts: int = 32
     log_steps: int = 10
+    encoder_training: EncoderTraining = field(default_factory=EncoderTraining)
 
     def __post_init__(self) -> None:
         require(len(self.sources) > 0, "sources is empty; name at least one")

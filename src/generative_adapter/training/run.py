@@ -22,8 +22,12 @@ from generative_adapter.checkpoint import (
 )
 from generative_adapter.config import to_mapping
 from generative_adapter.errors import CheckpointError, FingerprintMismatchError, TrainingError
+from generative_adapter.generator.encoder_generator import EncoderGenerator
 from generative_adapter.generator.generator import paper_generator
 from generative_adapter.generator.storage import write_json
+from generative_adapter.training.encoder.loop import EncoderTrainer
+from generative_adapter.training.encoder.preparing import prepared_states
+from generative_adapter.training.encoder.starting import measure_start
 from generative_adapter.training.loop import METRICS_FILE, Progress, Trainer
 from generative_adapter.training.memory_blocks import keep_memory_blocks
 from generative_adapter.training.metrics import drop_lines_after
@@ -148,14 +152,15 @@ def make_trainer(
     base: BaseModel,
     progress: Callable[[Mapping[str, Any]], None] | None = None,
     processes: Processes | None = None,
-) -> Trainer:
+) -> Trainer | EncoderTrainer:
     """A trainer at step 0, with the recipe's initial weights.
 
     Raises:
         CheckpointError: when the recipe's `initial_generator` doesn't fit.
-        ConfigError: when the recipe's generator has an encoder.
     """
     processes = processes or Processes(recipe.device, recipe.shard_base)
+    if recipe.generator.encoder is not None:
+        return _make_encoder_trainer(recipe, base, progress, processes)
     if processes.shards:
         processes.shard(base.model)
     torch.manual_seed(recipe.seed)
@@ -181,6 +186,31 @@ def make_trainer(
     return trainer
 
 
+def _make_encoder_trainer(
+    recipe: TrainingRecipe,
+    base: BaseModel,
+    progress: Callable[[Mapping[str, Any]], None] | None,
+    processes: Processes,
+) -> EncoderTrainer:
+    torch.manual_seed(recipe.seed)
+    generator = build_generator(recipe.generator, base)
+    assert isinstance(generator, EncoderGenerator)
+
+    def tell(what: str, done: int, total: int) -> None:
+        if progress is not None and processes.is_first:
+            progress({"kind": "preparing", "source": what, "num_records": done, "num_tokens": total})
+
+    states = prepared_states(recipe, base, generator, processes, tell)
+    if recipe.initial_generator is not None:
+        load_weights(generator, load_file(recipe.initial_generator), recipe.initial_generator)
+    else:
+        measure_start(generator, base, states)
+    trainer = EncoderTrainer(
+        recipe, base, generator, states, lambda done: describe(recipe, base, trainer, done), progress, processes
+    )
+    return trainer
+
+
 def _told_as_lines(progress: Callable[[Mapping[str, Any]], None] | None) -> PrepareProgress | None:
     """Progress of preparing as lines of kind `preparing`, a few for every thousand records."""
     if progress is None:
@@ -193,7 +223,9 @@ def _told_as_lines(progress: Callable[[Mapping[str, Any]], None] | None) -> Prep
     return tell
 
 
-def describe(recipe: TrainingRecipe, base: BaseModel, trainer: Trainer, done: Progress) -> GeneratorCheckpoint:
+def describe(
+    recipe: TrainingRecipe, base: BaseModel, trainer: Trainer | EncoderTrainer, done: Progress
+) -> GeneratorCheckpoint:
     """The generator as it stands, with what it was trained on."""
     training = {
         "recipe": to_mapping(recipe),

@@ -18,6 +18,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from generative_adapter.base_model.prompts import answer_ids, context_chunks, end_ids, question_ids, start_ids
+from generative_adapter.base_model.text_blocks import block_chunks
 from generative_adapter.config import PromptConfig
 from generative_adapter.data.cloze import cloze_questions
 from generative_adapter.data.facts import sample_facts_record
@@ -198,7 +199,8 @@ class ContextSampler:
     def record_item(self, record: Record, rng: random.Random, config: SourceConfig) -> ContextItem:
         """A context with questions about it: answers, and with some probability its reconstruction."""
         generator, prompt = self.recipe.generator, self.recipe.prompt
-        chunks = context_chunks(self.tokenizer, record.context, generator.chunk_tokens)
+        split = context_chunks if generator.encoder is None else block_chunks
+        chunks = split(self.tokenizer, record.context, generator.chunk_tokens)
         questions = list(record.questions)
         rng.shuffle(questions)
         segments = []

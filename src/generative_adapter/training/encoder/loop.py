@@ -1,0 +1,413 @@
+"""The training loop of a generator with an encoder: lookups on frozen states, then passes through the base model.
+
+Same files as the paper's form (`training.loop`): checkpoints, metrics, resume. Leaves out: preparing states
+(`preparing`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from generative_adapter.base_model.lean_norms import find_plain_norms
+from generative_adapter.base_model.loading import BaseModel
+from generative_adapter.base_model.prefix_pass import attention_kernel
+from generative_adapter.checkpoint import GeneratorCheckpoint
+from generative_adapter.errors import TrainingError
+from generative_adapter.generator.encoder_generator import EncoderGenerator
+from generative_adapter.training.encoder.encoding import GroupMemory, group_memories
+from generative_adapter.training.encoder.frozen_states import FrozenStates
+from generative_adapter.training.encoder.groups import Group, GroupSampler
+from generative_adapter.training.encoder.lookups import WordScores, lookup_losses
+from generative_adapter.training.encoder.passes import PassLosses, pass_losses, question_rows
+from generative_adapter.training.encoder.preparing import lookup_targets
+from generative_adapter.training.loop import MAX_SKIPPED_IN_A_ROW, METRICS_FILE, Progress, ProgressCallback
+from generative_adapter.training.metrics import append_line, finite_values, mean_values
+from generative_adapter.training.optimizers import CombinedOptimizer
+from generative_adapter.training.processes import Processes
+from generative_adapter.training.recipe import TrainingRecipe
+from generative_adapter.training.state import save_checkpoint
+
+logger = logging.getLogger(__name__)
+
+_FINAL_LOOKUP_RATE = 0.1
+_SCALAR_RATE = 10.0  # of strengths and biases that are one number, beside matrices
+_FILLED = 0.9  # of the rows of a pass
+_SUMS = ("real_tokens", "computed_tokens", "questions")  # over all processes, where the others are means
+_STRENGTHS = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0)
+
+
+class EncoderTrainer:
+    """Trains one generator with an encoder for one frozen base model.
+
+    Args:
+        recipe: the settings.
+        base: the frozen base model.
+        generator: the network that is trained, in float32 on the base's device.
+        states: the passages and what the base model makes of them.
+        describe: gives the checkpoint to write for the present state.
+        progress_callback: is given every line of metrics.
+        processes: those of the run.
+    """
+
+    def __init__(
+        self,
+        recipe: TrainingRecipe,
+        base: BaseModel,
+        generator: EncoderGenerator,
+        states: FrozenStates,
+        describe: Callable[[Progress], GeneratorCheckpoint],
+        progress_callback: ProgressCallback | None = None,
+        processes: Processes | None = None,
+    ) -> None:
+        self.recipe, self.base, self.generator, self.states = recipe, base, generator, states
+        self.progress = Progress()
+        self.processes = processes or Processes(recipe.device)
+        self._describe = describe
+        self._callback = progress_callback
+        self._output = Path(recipe.output)
+        head = base.model.get_input_embeddings()
+        assert isinstance(head, nn.Embedding)
+        self._embeddings = head.weight.detach().cpu()
+        self._settings = recipe.encoder_training
+        self.sampler = GroupSampler(states, self._embeddings, self._settings, recipe.seed)
+        self._lookup_targets = lookup_targets(recipe, generator)
+        self._norms = find_plain_norms(base.model)
+        self._scores: WordScores | None = None
+        self.optimizer = self._make_optimizer()
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of both parts."""
+        return self._settings.lookup_steps + self.recipe.num_steps
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether the next step is one on frozen states."""
+        return self.progress.step < self._settings.lookup_steps
+
+    def run(self, max_seconds: float | None = None) -> str:
+        """Trains until all steps are done or `max_seconds` have passed in this call; writes a checkpoint at the end.
+
+        Returns:
+            `finished` or `out_of_time`.
+
+        Raises:
+            TrainingError: after ten steps in a row whose loss or gradient was not finite.
+        """
+        recipe = self.recipe
+        started = last_checkpoint = time.monotonic()
+        before = self.progress.seconds
+        while self.progress.step < self.num_steps:
+            if max_seconds is not None and self._agree(time.monotonic() - started >= max_seconds):
+                self._checkpoint()
+                return "out_of_time"
+            self.progress.recent.append(finite_values(self.train_step(self.progress.step)))
+            self.progress.step += 1
+            self.progress.seconds = before + time.monotonic() - started
+            done = self.progress.step == self.num_steps
+            switches = self.progress.step == self._settings.lookup_steps
+            if self.progress.step % recipe.log_steps == 0 or done or switches:
+                self._log(self._training_line())
+                self.progress.recent = []
+            due = recipe.evaluation_steps and self.progress.step % recipe.evaluation_steps == 0
+            if done or switches or due:
+                self._log({"kind": "evaluation", "step": self.progress.step, **self.evaluate(not switches)})
+            if switches and not done:
+                self._start_passes()
+            late = self._agree(time.monotonic() - last_checkpoint >= recipe.checkpoint_seconds)
+            if late or done or switches:
+                self._checkpoint()
+                last_checkpoint = time.monotonic()
+        return "finished"
+
+    def train_step(self, step: int) -> dict[str, float]:
+        """Step `step` alone, without logs and checkpoints: its losses, counts and seconds."""
+        started = time.perf_counter()
+        self.generator.train()
+        self.generator.compute_dtype = torch.bfloat16 if self.base.dtype == torch.bfloat16 else torch.float32
+        self.generator.encoder.dropout.p = self._settings.dropout
+        loss, values = self._lookup_step(step) if self.looks_up else self._pass_step(step)
+        loss.backward()
+        parameters = self._trained()
+        self._average(parameters)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.gradient_clip).item()
+        total = self.processes.sums([loss.item()], self.base.device)[0] / self.processes.size
+        healthy = math.isfinite(total) and math.isfinite(norm)
+        learning_rate = self.learning_rate_at(step)
+        if healthy:
+            self.optimizer.set_learning_rate(learning_rate)
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._note_health(healthy, step, total, norm)
+        sums = dict(zip(values, self.processes.sums(list(values.values()), self.base.device), strict=True))
+        self.progress.num_tokens += int(sums["real_tokens"])
+        self.progress.num_computed_tokens += int(sums["computed_tokens"])
+        return {
+            "loss": total,
+            **{name: value / (1 if name in _SUMS else self.processes.size) for name, value in sums.items()},
+            "gradient_norm": norm,
+            "learning_rate": learning_rate,
+            "step_seconds": time.perf_counter() - started,
+        }
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of step `step`, from 0, of either part."""
+        lookups = self._settings.lookup_steps
+        if step >= lookups:
+            return self.recipe.learning_rate_at(step - lookups)
+        warmed = min(1.0, (step + 1) / max(1, self.recipe.warmup_steps))
+        return self._settings.lookup_learning_rate * warmed * (1 - (1 - _FINAL_LOOKUP_RATE) * step / lookups)
+
+    def _memories(self, groups: Sequence[Group]) -> list[GroupMemory]:
+        return group_memories(self.generator, self.states, self._embeddings, groups)
+
+    def _lookup_step(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        groups = self.sampler.groups(step, self.processes.rank, self._settings.lookup_questions)
+        assert self._scores is not None
+        found = lookup_losses(
+            self.generator, self._scores, self.states, groups, self._memories(groups), self._lookup_targets
+        )
+        loss = found.words.mean() + self._settings.position_weight * found.places.mean()
+        real = float(self._num_passage_tokens(groups))
+        return loss, {
+            "real_tokens": real,
+            "computed_tokens": real,
+            "place_loss": found.places.mean().item(),
+            "word_loss": found.words.mean().item(),
+            "found_first": found.found_first.mean().item(),
+            "said_first": found.said_first.mean().item(),
+            "questions": float(sum(len(group.asked) for group in groups)),
+        }
+
+    def _pass_step(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        settings = self._settings
+        groups = self.sampler.groups(step, self.processes.rank, self._questions_of_a_pass)
+        rng = random.Random(f"kept/{self.recipe.seed}/{step}/{self.processes.rank}")
+        kept = [rng.choice(self.sampler.train) for _ in range(settings.kept_rows)]
+        rows = question_rows(self.states, groups, self.recipe.row_tokens, settings.rows, kept, rng)
+        found = self._pass(rows, self._memories(groups))
+        progress = (step - settings.lookup_steps) / settings.position_steps
+        position_weight = settings.position_weight * max(0.1, 1 - 0.9 * progress)
+        loss = _by_question(found.answers, found.question) + position_weight * _mean(found.places)
+        loss = loss + settings.kept_weight * _mean(found.kept)
+        num_questions = int(found.question.max()) + 1
+        read = self._num_passage_tokens(groups)
+        return loss, {
+            "real_tokens": float(read + (rows.segments > 0).sum()),
+            "computed_tokens": float(read + rows.segments.numel()),
+            "answer_loss": found.answers.mean().item(),
+            "correct": found.correct.float().mean().item(),
+            "place_loss": _mean(found.places).item(),
+            "kept_loss": _mean(found.kept).item(),
+            "questions": float(num_questions),
+        }
+
+    @property
+    def _questions_of_a_pass(self) -> int:
+        """About as many as fit into its rows."""
+        mean = self.states.num_question_tokens / sum(map(len, self.states.asked))
+        return max(1, int(_FILLED * self._settings.rows * self.recipe.row_tokens / mean))
+
+    def _num_passage_tokens(self, groups: Sequence[Group]) -> int:
+        return sum(self.states.passages[number].num_tokens for group in groups for number in group.passages)
+
+    def _pass(self, rows: Any, memories: Sequence[GroupMemory]) -> PassLosses:
+        with attention_kernel(self.base.model, self.recipe.attention):
+            return pass_losses(
+                self.base, self.generator, self.states, rows, memories, self._lookup_targets, self._norms
+            )
+
+    @torch.no_grad()
+    def evaluate(self, through_model: bool = True) -> dict[str, Any]:
+        """Losses on held-out passages, each among 7 of the training set that are most alike.
+
+        Args:
+            through_model: run the base model; else lookups alone.
+        """
+        self.generator.eval()
+        self.generator.compute_dtype = torch.float32
+        passages = self.sampler.held_out[self.processes.rank :: self.processes.size]
+        by_source: dict[str, float] = {}
+        for at in range(0, len(passages), 2):
+            groups = [self.sampler.held_out_group(number, 8) for number in passages[at : at + 2]]
+            memories = self._memories(groups)
+            if through_model and not self.looks_up:
+                found = self._pass(question_rows(self.states, groups, self.recipe.row_tokens, 64), memories)
+                every = torch.ones(int(found.question.max()) + 1, device=found.correct.device)
+                exact = every.scatter_reduce(0, found.question, found.correct.float(), "amin")
+                first = torch.tensor([index == 0 for index in _numbers(found.question)], device=found.correct.device)
+                values = {
+                    "answer_loss": found.answers.sum().item(),
+                    "answer_tokens": float(len(found.answers)),
+                    "exact": exact.sum().item(),
+                    "first": found.correct[first].float().sum().item(),
+                    "questions": float(len(every)),
+                }
+            else:
+                assert self._scores is not None
+                lookups = lookup_losses(
+                    self.generator, self._scores, self.states, groups, memories, self._lookup_targets
+                )
+                values = {
+                    "word_loss": lookups.words.sum().item(),
+                    "words": float(len(lookups.words)),
+                    "found_first": lookups.found_first.sum().item(),
+                    "found_firsts": float(len(lookups.found_first)),
+                    "said_first": lookups.said_first.sum().item(),
+                    "said_firsts": float(len(lookups.said_first)),
+                }
+            for name, value in values.items():
+                by_source[name] = by_source.get(name, 0.0) + value
+        sums = dict(zip(by_source, self.processes.sums(list(by_source.values()), self.base.device), strict=True))
+        pairs = {
+            "answer_loss": "answer_tokens",
+            "exact": "questions",
+            "first": "questions",
+            "word_loss": "words",
+            "found_first": "found_firsts",
+            "said_first": "said_firsts",
+        }
+        report: dict[str, Any] = {name: sums[name] / sums[count] for name, count in pairs.items() if name in sums}
+        self.progress.evaluations.append({"step": self.progress.step, **report})
+        return report
+
+    @torch.no_grad()
+    def _start_passes(self) -> None:
+        """Lets the lookups say what they find, as loudly as gives the least loss, and starts a new optimiser."""
+        groups = [self.sampler.held_out_group(number, 8) for number in self.sampler.held_out[:24]]
+        memories = [each for at in range(0, len(groups), 4) for each in self._memories(groups[at : at + 4])]
+        rows = question_rows(self.states, groups, self.recipe.row_tokens, 16)
+        losses = []
+        for strength in _STRENGTHS:
+            self._set_strength(strength)
+            found = self._pass(rows, memories)
+            losses.append(_by_question(found.answers, found.question).item())
+            logger.info("word strength %s: answer loss %.3f", strength, losses[-1])
+        best = _STRENGTHS[min(range(len(losses)), key=losses.__getitem__)]
+        self._set_strength(best)
+        self._log({"kind": "word_strength", "strengths": list(_STRENGTHS), "losses": losses, "chosen": best})
+        self.optimizer = self._make_optimizer()
+
+    def _set_strength(self, strength: float) -> None:
+        for target in self._lookup_targets:
+            self.generator[target.name].word_strength.fill_(strength)
+
+    def _make_optimizer(self) -> CombinedOptimizer:
+        """Muon or AdamW for matrices, AdamW for the rest, numbers on their own at ten times the rate."""
+        from torch.optim import Muon
+
+        if self.looks_up:
+            words = WordScores(self._embeddings, self.generator.word_proj.cpu())
+            self._scores = words.to(self.base.device)
+        groups: dict[str, list[dict[str, Any]]] = {"matrices": [], "others": []}
+        for parameter in self._trained():
+            kind = "matrices" if parameter.ndim > 1 else "others"
+            rate = _SCALAR_RATE if parameter.numel() == 1 else 1.0
+            decay = self.recipe.weight_decay if kind == "matrices" else 0.0
+            groups[kind].append({"params": [parameter], "rate": rate, "weight_decay": decay})
+        if self.recipe.optimizer != "muon":
+            groups["others"] += groups.pop("matrices")
+        first, second = self.recipe.adam_betas
+        optimizers: list[Any] = [AdamW(groups["others"], lr=0.0, betas=(first, second))]
+        if "matrices" in groups:
+            optimizers.append(Muon(groups["matrices"], lr=0.0, adjust_lr_fn="match_rms_adamw"))
+        return CombinedOptimizer(optimizers)
+
+    def _trained(self) -> list[nn.Parameter]:
+        """Parameters of the present part: on frozen states neither outputs nor the constant part take part."""
+        if not self.looks_up:
+            return list(self.generator.parameters())
+        generator = self.generator
+        own = [*generator.encoder.parameters(), generator.key_proj, generator.gate_proj, generator.gate_bias]
+        own += [generator.value_proj, generator.log_ridge]
+        own += [generator[target.name].query_proj for target in self._lookup_targets]
+        return own + (list(self._scores.parameters()) if self._scores is not None else [])
+
+    def _average(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Averages the gradients over all processes."""
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if self.processes.size == 1:
+            return
+        flat = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
+        torch.distributed.all_reduce(flat)
+        flat /= self.processes.size
+        at = 0
+        for parameter in parameters:
+            assert parameter.grad is not None
+            parameter.grad.copy_(flat[at : at + parameter.numel()].view_as(parameter))
+            at += parameter.numel()
+
+    def _agree(self, wish: bool) -> bool:
+        return self.processes.sums([float(wish)], self.base.device)[0] > 0
+
+    def _note_health(self, healthy: bool, step: int, loss: float, norm: float) -> None:
+        if healthy:
+            self.progress.skipped_in_a_row = 0
+            return
+        self.progress.num_skipped += 1
+        self.progress.skipped_in_a_row += 1
+        logger.warning("step %d skipped: loss %s, gradient norm %s", step, loss, norm)
+        if self.progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise TrainingError(
+                f"{MAX_SKIPPED_IN_A_ROW} steps in a row had a non-finite loss or gradient, the last is step {step} "
+                f"(loss {loss}, gradient norm {norm}); lower learning_rate and resume from the last checkpoint"
+            )
+
+    def _checkpoint(self) -> None:
+        if not self.processes.is_first:
+            return
+        path = save_checkpoint(self._output, self._describe(self.progress), self.optimizer, vars(self.progress))
+        logger.info("checkpoint %s", path)
+
+    def _training_line(self) -> dict[str, Any]:
+        done = self.progress
+        return {
+            "kind": "training",
+            "step": done.step,
+            "num_steps": self.num_steps,
+            **mean_values(done.recent),
+            "num_tokens": done.num_tokens,
+            "num_skipped": done.num_skipped,
+            "seconds": done.seconds,
+            "seconds_left": (self.num_steps - done.step) * done.seconds / max(1, done.step),
+        }
+
+    def _log(self, line: Mapping[str, Any]) -> None:
+        if not self.processes.is_first:
+            return
+        append_line(self._output / METRICS_FILE, dict(line))
+        if self._callback is not None:
+            self._callback(line)
+
+
+def _by_question(losses: Tensor, question: Tensor) -> Tensor:
+    """Mean over tokens, each weighted by the answer's length to the power -1/2: long answers count more, not by length."""
+    counts = torch.bincount(question).to(losses)
+    weights = counts.rsqrt()[question]
+    return (losses * weights).sum() / weights.sum()
+
+
+def _mean(values: Tensor) -> Tensor:
+    return values.mean() if len(values) else values.sum()
+
+
+def _numbers(question: Tensor) -> list[int]:
+    """The number of each label within its question."""
+    seen: dict[int, int] = {}
+    numbers = []
+    for each in question.tolist():
+        numbers.append(seen.get(each, 0))
+        seen[each] = numbers[-1] + 1
+    return numbers

@@ -1,0 +1,248 @@
+"""One pass of questions through the base model, from the lowest adapted block on, under the adapters of their groups.
+
+Leaves out: which groups there are (`groups`) and what they were written as (`encoding`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from generative_adapter.base_model.inject import add_to_outputs
+from generative_adapter.base_model.loading import BaseModel
+from generative_adapter.base_model.resumed_pass import resumed_logits
+from generative_adapter.config import TargetShape
+from generative_adapter.data.collation import pack
+from generative_adapter.generator.encoder_generator import EncoderGenerator
+from generative_adapter.training.cross_entropy import cross_entropy
+from generative_adapter.training.encoder.encoding import GroupMemory
+from generative_adapter.training.encoder.frozen_states import Asked, FrozenStates
+from generative_adapter.training.encoder.groups import Group
+from generative_adapter.training.encoder.lookups import SHARPNESS
+
+
+@dataclass(frozen=True)
+class QuestionRows:
+    """Questions and unrelated text in rows, for one pass.
+
+    Attributes:
+        hidden: what enters the start block, `[rows, tokens, d_h]`.
+        segments: 1, 2, ... for the question a token belongs to, 0 for padding, `[rows, tokens]`.
+        owners: number of the group whose memory a row reads, `[rows]`.
+        supervised: tokens before those to predict, `[rows, tokens]`, bool.
+        labels: these, row-major, -1 for those of unrelated text, `[supervised]`.
+        questions: the question of each label and the label's number in its answer, None for unrelated text.
+        kept_rows: rows of unrelated text, the last ones.
+    """
+
+    hidden: Tensor
+    segments: Tensor
+    owners: Tensor
+    supervised: Tensor
+    labels: Tensor
+    questions: list[tuple[Asked, int] | None]
+    kept_rows: int
+
+
+@dataclass(frozen=True)
+class PassLosses:
+    """What one pass gave.
+
+    Attributes:
+        answers: -log P of each answer token, `[answer tokens]`, with gradients.
+        correct: whether it was the likeliest, `[answer tokens]`.
+        question: number of the question each belongs to, `[answer tokens]`.
+        places: -log of the weight at the right tokens of the context, `[found]`, with gradients.
+        kept: divergence from the base model on unrelated text, a token, `[kept tokens]`, with gradients.
+    """
+
+    answers: Tensor
+    correct: Tensor
+    question: Tensor
+    places: Tensor
+    kept: Tensor
+
+
+def question_rows(
+    states: FrozenStates,
+    groups: Sequence[Group],
+    row_tokens: int,
+    most_rows: int,
+    kept_passages: Sequence[int] = (),
+    rng: random.Random | None = None,
+) -> QuestionRows:
+    """The questions of all groups in at most `most_rows` rows, those that don't fit left out, and unrelated text.
+
+    Args:
+        states: the passages with their states.
+        groups: what is asked.
+        row_tokens: length of a row.
+        most_rows: of questions.
+        kept_passages: one for every row of unrelated text; read under the memory of any group.
+        rng: decides which.
+    """
+    rng = rng or random.Random(0)
+    packed: list[tuple[int, list[Asked]]] = []
+
+    def length(asked: Asked) -> int:
+        return len(states.passages[asked.passage].questions[asked.number].ids)
+
+    for owner, group in enumerate(groups):
+        rows = pack(group.asked, length, row_tokens)
+        packed += [(owner, row) for row in rows]
+    packed = packed[:most_rows]
+    total = len(packed) + len(kept_passages)
+    hidden = torch.zeros(total, row_tokens, states.hidden_size, dtype=torch.bfloat16)
+    segments = torch.zeros(total, row_tokens, dtype=torch.long)
+    supervised = torch.zeros(total, row_tokens, dtype=torch.bool)
+    labels: list[int] = []
+    questions: list[tuple[Asked, int] | None] = []
+    owners = [owner for owner, _ in packed]
+    for row, (_, asked_here) in enumerate(packed):
+        at = 0
+        for number, asked in enumerate(asked_here, start=1):
+            question = states.passages[asked.passage].questions[asked.number]
+            size = len(question.ids)
+            hidden[row, at : at + size] = states.question_states(asked)
+            segments[row, at : at + size] = number
+            supervised[row, at + question.num_prompt - 1 : at + size - 1] = True
+            labels += question.ids[question.num_prompt :]
+            questions += [(asked, index) for index in range(question.num_labels)]
+            at += size
+    column = states.states.index(states.start_block) * states.hidden_size
+    for row, number in enumerate(kept_passages, start=len(packed)):
+        own = states.passage_states(number)[:, column : column + states.hidden_size]
+        size = min(row_tokens, len(states.passages[number].chunks[0]))
+        hidden[row, :size] = own[:size]
+        segments[row, :size] = 1
+        supervised[row, : size - 1] = True
+        labels += [-1] * (size - 1)
+        questions += [None] * (size - 1)
+        owners.append(rng.randrange(len(groups)))
+    return QuestionRows(
+        hidden,
+        segments,
+        torch.tensor(owners),
+        supervised,
+        torch.tensor(labels),
+        questions,
+        len(kept_passages),
+    )
+
+
+def pass_losses(
+    base: BaseModel,
+    generator: EncoderGenerator,
+    states: FrozenStates,
+    rows: QuestionRows,
+    memories: Sequence[GroupMemory],
+    lookup_targets: Sequence[TargetShape],
+    norms: list[nn.Module],
+) -> PassLosses:
+    """The losses of one pass; differentiable."""
+    dtype, device = base.dtype, base.device
+    rows = replace(
+        rows,
+        hidden=rows.hidden.to(device, dtype),
+        segments=rows.segments.to(device),
+        owners=rows.owners.to(device),
+        supervised=rows.supervised.to(device),
+        labels=rows.labels.to(device),
+    )
+    normalized = torch.stack([memory.normalized for memory in memories])[rows.owners]
+    wanted = {target.name for target in lookup_targets}
+    queries: dict[str, Tensor] = {}
+    is_answer = rows.labels >= 0
+
+    def reading(name: str) -> Callable[[Tensor], Tensor]:
+        reader = generator[name]
+        projection = reader.scaled_query_proj.to(dtype).mT
+        output = reader.output_matrix(generator.word_directions).to(dtype).mT
+        read = normalized.to(dtype).mT
+
+        def update(inputs: Tensor) -> Tensor:
+            asked = inputs @ projection
+            if name in wanted:
+                queries[name] = asked[rows.supervised][is_answer].float()
+            return torch.bmm(asked, read) @ output
+
+        return update
+
+    updates: dict[str, list[Callable[[Tensor], Tensor]]] = {
+        target.name: [reading(target.name)] for target in generator.targets
+    }
+    if generator.constant is not None:
+        for name, factors in generator.constant.adapter().items():
+            updates.setdefault(name, []).append(_constant(factors.down.to(dtype).mT, factors.up.to(dtype).mT))
+    summed = {name: _sum(each) for name, each in updates.items()}
+    with add_to_outputs(base.model, summed):
+        logits = resumed_logits(base.model, states.start_block, rows.hidden, rows.segments, rows.supervised, norms)
+    answer_logits, labels = logits[is_answer], rows.labels[is_answer]
+    numbers: dict[Asked, int] = {}
+    question = torch.tensor(
+        [numbers.setdefault(each[0], len(numbers)) for each in rows.questions if each is not None], device=device
+    )
+    kept = logits.new_zeros(0, dtype=torch.float32)
+    if rows.kept_rows:
+        own = slice(len(rows.hidden) - rows.kept_rows, None)
+        with torch.no_grad():
+            plain = resumed_logits(
+                base.model, states.start_block, rows.hidden[own], rows.segments[own], rows.supervised[own], norms
+            )
+        kept = _divergence(logits[~is_answer], plain)
+    return PassLosses(
+        cross_entropy(answer_logits, labels),
+        (answer_logits.detach().argmax(-1) == labels),
+        question,
+        _place_losses(states, rows, memories, sum(queries.values(), torch.zeros((), device=device))),
+        kept,
+    )
+
+
+def _constant(down: Tensor, up: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda inputs: (inputs @ down) @ up
+
+
+def _sum(updates: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
+    if len(updates) == 1:
+        return updates[0]
+    return lambda inputs: updates[0](inputs) + updates[1](inputs)
+
+
+def _divergence(logits: Tensor, plain: Tensor) -> Tensor:
+    """KL(base || adapted) of each token."""
+    own = F.log_softmax(logits.float(), dim=-1)
+    before = F.log_softmax(plain.float(), dim=-1)
+    return F.kl_div(own, before, log_target=True, reduction="none").sum(-1)
+
+
+def _place_losses(states: FrozenStates, rows: QuestionRows, memories: Sequence[GroupMemory], queries: Tensor) -> Tensor:
+    """-log of the softmax of a lookup's weights at the right tokens, of every answer token that stands in its text."""
+    places: Mapping[int, list[int]]
+    answer_rows = rows.supervised.nonzero()[:, 0][rows.labels >= 0]
+    owners = rows.owners[answer_rows]
+    asked = [each for each in rows.questions if each is not None]
+    losses = []
+    for at, memory in enumerate(memories):
+        chosen = []
+        places = {}
+        for index in (owners == at).nonzero().squeeze(1).tolist():
+            question, number = asked[index]
+            found = states.passages[question.passage].questions[question.number].found[number]
+            if found:
+                places[len(chosen)] = [memory.firsts[question.passage] + each for each in found]
+                chosen.append(index)
+        if not chosen:
+            continue
+        weights = (queries[torch.tensor(chosen)] @ memory.inverse) @ memory.keys.mT
+        right = torch.zeros_like(weights, dtype=torch.bool)
+        for row, own in places.items():
+            right[row, own] = True
+        scores = SHARPNESS * weights
+        losses.append(scores.logsumexp(-1) - scores.masked_fill(~right, -torch.inf).logsumexp(-1))
+    return torch.cat(losses) if losses else queries.new_zeros(0)

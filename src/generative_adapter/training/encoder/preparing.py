@@ -1,0 +1,160 @@
+"""Draws the passages of a run and reads them once with the frozen base model; done again only when the recipe changes.
+
+Leaves out: what is learned from them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from generative_adapter.base_model.loading import BaseModel
+from generative_adapter.base_model.prompts import end_ids
+from generative_adapter.config import TargetShape, to_mapping
+from generative_adapter.errors import ConfigError
+from generative_adapter.generator.encoder_generator import EncoderGenerator
+from generative_adapter.generator.storage import write_json
+from generative_adapter.training.encoder.frozen_states import FrozenStates
+from generative_adapter.training.encoder.passages import Passage, load_passages, passage, save_passages
+from generative_adapter.training.processes import Processes
+from generative_adapter.training.recipe import TrainingRecipe
+from generative_adapter.training.sources import ContextSampler
+from generative_adapter.training.token_cache import prepare
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "frozen-states"
+_LONGEST_QUESTION = 96  # tokens with the answer
+_DONE = "states.json"
+
+
+def prepared_states(
+    recipe: TrainingRecipe,
+    base: BaseModel,
+    generator: EncoderGenerator,
+    processes: Processes,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> FrozenStates:
+    """The states of a run's passages, open for reading; drawn and computed where they aren't there yet.
+
+    Args:
+        recipe: the run's.
+        base: the frozen base model.
+        generator: says which states are wanted.
+        processes: of the run; each computes a part.
+        progress: called with what is done, how much of it, and how much there is.
+    """
+    folder = Path(recipe.output) / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = _digest(recipe, base)
+    path = folder / "passages.json"
+    if processes.is_first and load_passages(path, digest) is None:
+        save_passages(path, draw_passages(recipe, base, progress), digest)
+    processes.wait()
+    passages = load_passages(path, digest)
+    assert passages is not None
+    states = FrozenStates(
+        folder,
+        passages,
+        generator.layers[1:],
+        start_block(recipe, generator),
+        lookup_targets(recipe, generator),
+        recipe.encoder_training.lookup_labels,
+        generator.hidden_size,
+    )
+    wanted = {
+        "digest": digest,
+        "states": list(states.states),
+        "start_block": states.start_block,
+        "targets": [target.name for target in states.targets],
+    }
+    done = folder / _DONE
+    if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == wanted:
+        states.open()
+        return states
+    processes.wait()
+    if processes.is_first:
+        done.unlink(missing_ok=True)
+        states.open("w+")
+    processes.wait()
+    states.open("r+")
+    states.fill(base, processes.rank, processes.size, progress)
+    processes.wait()
+    if processes.is_first:
+        write_json(done, wanted)
+    states.open()
+    return states
+
+
+def draw_passages(
+    recipe: TrainingRecipe, base: BaseModel, progress: Callable[[str, int, int], None] | None = None
+) -> list[Passage]:
+    """Passages to train on, then held-out ones; questions of more than 96 tokens are left out."""
+    wanted = recipe.encoder_training.passages
+    prepare(recipe, base.tokenizer)
+    sampler = ContextSampler(recipe, base.tokenizer)
+    end = end_ids(base.tokenizer, recipe.prompt)
+    passages: list[Passage] = []
+    step = 0
+    while len(passages) < wanted:
+        passages += [passage(item, end) for item in sampler.step(step)]
+        step += 1
+        if progress is not None and step % 100 == 0:
+            progress("drawing", len(passages), wanted)
+    for source in range(len(recipe.sources)):
+        held_out = sampler.held_out(source, recipe.evaluation_contexts)
+        passages += [passage(item, end, held_out=True) for item in held_out]
+    short = [_without_long_questions(each) for each in passages]
+    return [each for each in short if each.questions]
+
+
+def _without_long_questions(each: Passage) -> Passage:
+    short = tuple(question for question in each.questions if len(question.ids) <= _LONGEST_QUESTION)
+    return Passage(each.chunks, short, each.held_out)
+
+
+def start_block(recipe: TrainingRecipe, generator: EncoderGenerator) -> int:
+    """The highest block that the encoder reads and below which no adapter changes anything.
+
+    Raises:
+        ConfigError: when there is none but the embeddings.
+    """
+    adapted = [target.layer for target in generator.targets]
+    encoder = recipe.generator.encoder
+    assert encoder is not None
+    if encoder.constant_rank:
+        adapted.append(encoder.constant_from_layer)
+    found = [state for state in generator.layers if state <= min(adapted)]
+    if not found[1:]:
+        raise ConfigError(
+            f"generator.encoder.states: one of them must lie at or below block {min(adapted)}, the lowest that "
+            f"adapters change, got {list(generator.layers[1:])}"
+        )
+    return found[-1]
+
+
+def lookup_targets(recipe: TrainingRecipe, generator: EncoderGenerator) -> list[TargetShape]:
+    """The targets whose lookups are trained first.
+
+    Raises:
+        ConfigError: when a block of `lookup_layers` has no target.
+    """
+    layers = recipe.encoder_training.lookup_layers
+    found = [target for target in generator.targets if target.layer in layers]
+    if missing := set(layers) - {target.layer for target in found}:
+        raise ConfigError(f"encoder_training.lookup_layers: no target in block {min(missing)}; see generator.layers")
+    return found
+
+
+def _digest(recipe: TrainingRecipe, base: BaseModel) -> str:
+    """Of all that decides the passages."""
+    settings = to_mapping(recipe)
+    names = ("sources", "prompt", "seed", "held_out_texts", "contexts_per_step", "evaluation_contexts")
+    kept = {name: settings[name] for name in names}
+    kept["chunk_tokens"] = recipe.generator.chunk_tokens
+    kept["passages"] = recipe.encoder_training.passages
+    kept["base"] = base.fingerprint
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,70 @@
+"""EncoderTraining: the part of a recipe that only generators with an encoder need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from generative_adapter.config import require
+
+
+@dataclass(frozen=True)
+class EncoderTraining:
+    """How a generator with an encoder is trained (docs/training.md).
+
+    Attributes:
+        passages: contexts drawn from the sources before training; the states that the frozen base model gives them and
+            their questions are kept on disk, so every one of them can be trained on many times.
+        lookup_layers: blocks whose targets look words up from the start: lookups are learned on frozen states first,
+            and their reads say the words they find.
+        lookup_labels: tokens of an answer that are looked up.
+        lookup_steps: steps on frozen states; 0: none.
+        lookup_questions: questions of such a step.
+        lookup_learning_rate: of these steps, falling to a tenth.
+        position_weight: weight of finding the token of the context that an answer's token is read from, beside saying
+            it.
+        word_strength: with which the words found are said when the steps through the base model start.
+        group_passages: numbers of passages that may share a memory; every step takes one of them, so that memories of
+            short and long texts are trained side by side.
+        group_shares: how often each of these numbers is taken, relative to the others.
+        rows: rows of `row_tokens` tokens of questions in a pass.
+        kept_rows: rows of unrelated text in a pass, whose next-token probabilities are to stay.
+        kept_weight: weight of the divergence there.
+        position_steps: steps through the base model over which `position_weight` falls to a tenth.
+        dropout: of the encoder's input.
+    """
+
+    passages: int = 16000
+    lookup_layers: tuple[int, ...] = (27, 28, 29)
+    lookup_labels: int = 4
+    lookup_steps: int = 1500
+    lookup_questions: int = 48
+    lookup_learning_rate: float = 2e-3
+    position_weight: float = 0.5
+    word_strength: float = 3.0
+    group_passages: tuple[int, ...] = (3, 8, 16, 32)
+    group_shares: tuple[float, ...] = (0.35, 0.4, 0.15, 0.1)
+    rows: int = 12
+    kept_rows: int = 2
+    kept_weight: float = 1.0
+    position_steps: int = 500
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        where = "encoder_training"
+        for name in ("passages", "lookup_labels", "lookup_questions", "rows", "position_steps"):
+            require(getattr(self, name) > 0, f"{where}.{name} must be positive, got {getattr(self, name)}")
+        for name in ("lookup_steps", "kept_rows", "kept_weight", "position_weight"):
+            require(getattr(self, name) >= 0, f"{where}.{name} must not be negative, got {getattr(self, name)}")
+        require(
+            self.lookup_learning_rate > 0,
+            f"{where}.lookup_learning_rate must be positive, got {self.lookup_learning_rate}",
+        )
+        require(len(self.lookup_layers) > 0, f"{where}.lookup_layers is empty; name at least one block")
+        require(0 <= self.dropout < 1, f"{where}.dropout must lie in [0, 1), got {self.dropout}")
+        require(
+            len(self.group_passages) == len(self.group_shares) > 0
+            and min(self.group_passages) > 0
+            and min(self.group_shares) > 0,
+            f"{where}.group_passages and group_shares must be as many positive numbers, got "
+            f"{list(self.group_passages)} and {list(self.group_shares)}",
+        )

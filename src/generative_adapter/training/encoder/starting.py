@@ -1,0 +1,62 @@
+"""What a new generator with an encoder takes from its base model: the word map and the sizes of targets' inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from generative_adapter.base_model.final_norm import final_norm_gains
+from generative_adapter.base_model.inject import find_linear
+from generative_adapter.base_model.loading import BaseModel
+from generative_adapter.base_model.prompts import pad_id
+from generative_adapter.generator.encoder_generator import EncoderGenerator
+from generative_adapter.generator.word_map import measure_word_map
+from generative_adapter.training.encoder.frozen_states import FrozenStates, padded
+
+_QUESTIONS = 128
+
+
+@torch.no_grad()
+def measure_start(generator: EncoderGenerator, base: BaseModel, states: FrozenStates) -> None:
+    """Sets the word map by how often words occur in the passages, and every target's input scales by some questions.
+
+    Args:
+        generator: a new one.
+        base: the frozen base model.
+        states: of the passages.
+    """
+    head = base.model.get_input_embeddings()
+    assert isinstance(head, nn.Embedding)
+    embeddings = head.weight.detach()
+    counts = torch.zeros(len(embeddings))
+    for each in states.passages:
+        for chunk in each.chunks:
+            counts += torch.bincount(torch.tensor(chunk), minlength=len(embeddings))
+    gains = final_norm_gains(base.model, generator.hidden_size)
+    generator.set_word_map(measure_word_map(embeddings, counts, gains, generator.value_dim))
+    step = max(1, len(states.asked) // _QUESTIONS)
+    asked = [each[0] for each in states.asked[::step]]
+    ids, mask = padded(
+        [states.passages[each.passage].questions[each.number].ids for each in asked], pad_id(base.tokenizer)
+    )
+    squares: dict[str, Tensor] = {}
+
+    def measure(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            squares[name] = args[0][mask].float().square().mean(0)
+
+        return hook
+
+    with ExitStack() as stack:
+        for target in generator.targets:
+            module = find_linear(base.model, target.name)
+            stack.callback(module.register_forward_pre_hook(measure(target.name)).remove)
+        decoder = getattr(base.model, "base_model", base.model)
+        decoder(input_ids=ids.to(base.device), attention_mask=mask.long().to(base.device), use_cache=False)
+    for target in generator.targets:
+        size = squares[target.name].sqrt()
+        generator[target.name].input_scales.copy_(1 / (size + 0.01 * size.mean()))
