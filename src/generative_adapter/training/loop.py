@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from generative_adapter.base_model.costs import base_sizes
 from generative_adapter.base_model.loading import BaseModel
@@ -147,6 +147,10 @@ class Trainer:
                 self._checkpoint()
                 last_checkpoint = time.monotonic()
         return "finished"
+
+    def resume_at(self, step: int) -> dict[str, nn.Parameter]:
+        """Readies the optimiser for a checkpoint of that step; gives the parameters beside the generator's: none."""
+        return {}
 
     def batches(self, items: Sequence[ContextItem], with_teacher: bool = False) -> list[Batch]:
         """The passes of one step over these contexts.

@@ -70,6 +70,12 @@ class CombinedOptimizer:
         self._factors = [_MUON_FACTOR if type(optimizer).__name__ == "Muon" else 1.0 for optimizer in optimizers]
         self.state: MutableMapping[nn.Parameter, dict[str, Any]] = _States(optimizers, self.whitened)
 
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups of the parameters that are moved, those in whitened coordinates by their own names."""
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        return [*groups, {"params": [each.parameter for each in self.whitened]}]
+
     def set_learning_rate(self, learning_rate: float) -> None:
         """Sets the learning rate of every group, in AdamW's units."""
         for optimizer, factor in zip(self.optimizers, self._factors, strict=True):

@@ -34,7 +34,7 @@ from generative_adapter.training.metrics import drop_lines_after
 from generative_adapter.training.processes import Processes
 from generative_adapter.training.recipe import TrainingRecipe, load_recipe
 from generative_adapter.training.sources import ContextSampler
-from generative_adapter.training.state import list_checkpoints, load_checkpoint
+from generative_adapter.training.state import list_checkpoints, load_checkpoint, read_progress
 from generative_adapter.training.token_cache import PrepareProgress, prepare, wait_for_stores
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,8 @@ def run_training(
         keep_memory_blocks()
     trainer = make_trainer(recipe, base, progress, processes)
     if checkpoints:
-        saved = load_checkpoint(checkpoints[-1], trainer.generator, trainer.optimizer)
+        extra = trainer.resume_at(read_progress(checkpoints[-1])["step"])
+        saved = load_checkpoint(checkpoints[-1], trainer.generator, trainer.optimizer, extra)
         written = read_generator_info(checkpoints[-1] / "generator.safetensors")
         if written["base_fingerprint"] != base.fingerprint:
             raise FingerprintMismatchError(

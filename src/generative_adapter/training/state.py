@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ def save_checkpoint(
     optimizer: Optimizer | CombinedOptimizer,
     progress: Mapping[str, Any],
     keep: int = 2,
+    extra: Mapping[str, nn.Parameter] | None = None,
 ) -> Path:
     """Writes `output/checkpoint-<step>` and removes all but the newest `keep`.
 
@@ -42,6 +44,7 @@ def save_checkpoint(
         optimizer: its per-parameter tensors are written.
         progress: JSON values; `step` is the number of steps done.
         keep: how many checkpoints stay.
+        extra: parameters that only training needs, by name.
     """
     final = output / f"{_PREFIX}{progress['step']:08d}"
     for left_over in output.glob(f".{_PREFIX}*.tmp"):  # of a run that was killed
@@ -52,7 +55,9 @@ def save_checkpoint(
     temporary.mkdir(parents=True)
     try:
         save_generator(temporary / "generator.safetensors", checkpoint)
-        states = _optimizer_tensors(checkpoint.generator, optimizer)
+        parameters = _named_parameters(checkpoint.generator) | dict(extra or {})
+        states = _optimizer_tensors(parameters, optimizer)
+        states |= {name: parameter.detach() for name, parameter in (extra or {}).items()}
         write_safetensors(temporary / "optimizer.safetensors", states, {"format": _OPTIMIZER_FORMAT})
         write_json(temporary / "progress.json", dict(progress))
         if final.exists():
@@ -72,10 +77,34 @@ def list_checkpoints(output: Path) -> list[Path]:
     return sorted(path for path in output.glob(f"{_PREFIX}*") if (path / "progress.json").is_file())
 
 
+def read_progress(path: Path) -> dict[str, Any]:
+    """The `progress` that a checkpoint was saved with.
+
+    Raises:
+        CheckpointError: when it is damaged.
+    """
+    try:
+        progress = json.loads((path / "progress.json").read_text(encoding="utf-8"))
+        if not isinstance(progress, dict) or "step" not in progress:
+            raise ValueError("progress.json holds no step")
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    return progress
+
+
 def load_checkpoint(
-    path: Path, generator: ContextGenerator, optimizer: Optimizer | CombinedOptimizer
+    path: Path,
+    generator: ContextGenerator,
+    optimizer: Optimizer | CombinedOptimizer,
+    extra: Mapping[str, nn.Parameter] | None = None,
 ) -> dict[str, Any]:
     """Puts a checkpoint's weights and optimiser state in place.
+
+    Args:
+        path: of the checkpoint.
+        generator: gets the weights.
+        optimizer: gets the states of the parameters that it owns.
+        extra: parameters that only training needs, as given to `save_checkpoint`.
 
     Returns:
         The `progress` it was saved with.
@@ -86,15 +115,17 @@ def load_checkpoint(
     try:
         weights = load_file(path / "generator.safetensors")
         states = load_file(path / "optimizer.safetensors")
-        progress = json.loads((path / "progress.json").read_text(encoding="utf-8"))
-        if not isinstance(progress, dict) or "step" not in progress:
-            raise ValueError("progress.json holds no step")
     except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} can't be resumed from: {error}; remove it to resume from the one before"
-        ) from error
+        raise _damaged(path, error) from error
+    progress = read_progress(path)
     load_weights(generator, weights, str(path))
-    for name, parameter in _named_parameters(generator).items():
+    owned = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    with torch.no_grad():
+        for name, parameter in (extra or {}).items():
+            parameter.copy_(states.pop(name))
+    for name, parameter in (_named_parameters(generator) | dict(extra or {})).items():
+        if parameter not in owned:
+            continue
         prefix = f"{name}/"
         values = {key[len(prefix) :]: value for key, value in states.items() if key.startswith(prefix)}
         if not values and states:  # no state at all: no step was done yet
@@ -106,14 +137,20 @@ def load_checkpoint(
     return progress
 
 
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} can't be resumed from: {error}; remove it to resume from the one before")
+
+
 def _named_parameters(generator: ContextGenerator) -> dict[str, nn.Parameter]:
     weights = generator.named_weights().items()
     return {name: weight for name, weight in weights if isinstance(weight, nn.Parameter)}
 
 
-def _optimizer_tensors(generator: ContextGenerator, optimizer: Optimizer | CombinedOptimizer) -> dict[str, Tensor]:
+def _optimizer_tensors(
+    parameters: Mapping[str, nn.Parameter], optimizer: Optimizer | CombinedOptimizer
+) -> dict[str, Tensor]:
     return {
         f"{name}/{key}": value
-        for name, parameter in _named_parameters(generator).items()
+        for name, parameter in parameters.items()
         for key, value in optimizer.state.get(parameter, {}).items()
     }

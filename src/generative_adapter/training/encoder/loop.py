@@ -130,6 +130,17 @@ class EncoderTrainer:
                 last_checkpoint = time.monotonic()
         return "finished"
 
+    def resume_at(self, step: int) -> dict[str, nn.Parameter]:
+        """Readies the optimiser for a checkpoint of that step; gives the parameters beside the generator's."""
+        self.progress.step = step
+        self.optimizer = self._make_optimizer()
+        return self._extra()
+
+    def _extra(self) -> dict[str, nn.Parameter]:
+        if not self.looks_up or self._scores is None:
+            return {}
+        return {f"lookups.{name}": parameter for name, parameter in self._scores.named_parameters()}
+
     def train_step(self, step: int) -> dict[str, float]:
         """Step `step` alone, without logs and checkpoints: its losses, counts and seconds."""
         started = time.perf_counter()
@@ -368,7 +379,8 @@ class EncoderTrainer:
     def _checkpoint(self) -> None:
         if not self.processes.is_first:
             return
-        path = save_checkpoint(self._output, self._describe(self.progress), self.optimizer, vars(self.progress))
+        described, progress = self._describe(self.progress), vars(self.progress)
+        path = save_checkpoint(self._output, described, self.optimizer, progress, extra=self._extra())
         logger.info("checkpoint %s", path)
 
     def _training_line(self) -> dict[str, Any]:
@@ -393,7 +405,7 @@ class EncoderTrainer:
 
 
 def _by_question(losses: Tensor, question: Tensor) -> Tensor:
-    """Mean over tokens, each weighted by the answer's length to the power -1/2: long answers count more, not by length."""
+    """Mean over tokens, each weighted by its answer's length to the power -1/2: long answers count somewhat more."""
     counts = torch.bincount(question).to(losses)
     weights = counts.rsqrt()[question]
     return (losses * weights).sum() / weights.sum()

@@ -1,0 +1,354 @@
+"""Training of generators with an encoder: frozen states, memories, lookups and passes against the slow way round."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+
+from generative_adapter.base_model.capture import capture_block_inputs
+from generative_adapter.base_model.inject import find_linear, inject
+from generative_adapter.checkpoint import build_generator, load_generator
+from generative_adapter.errors import CheckpointError, ConfigError
+from generative_adapter.generator.encoder_generator import MEMORY, EncoderGenerator
+from generative_adapter.training.batches import ContextItem, Segment
+from generative_adapter.training.encoder.encoding import group_memories
+from generative_adapter.training.encoder.groups import GroupSampler
+from generative_adapter.training.encoder.lookups import SHARPNESS, WordScores, lookup_losses
+from generative_adapter.training.encoder.passages import load_passages, passage, save_passages
+from generative_adapter.training.encoder.passes import pass_losses, question_rows
+from generative_adapter.training.encoder.preparing import lookup_targets, prepared_states, start_block
+from generative_adapter.training.encoder.settings import EncoderTraining
+from generative_adapter.training.encoder.starting import measure_start
+from generative_adapter.training.processes import Processes
+from generative_adapter.training.recipe import load_recipe
+from generative_adapter.training.run import run_training
+from tiny_models import randomize
+
+RECIPE = {
+    "seed": 3,
+    "optimizer": "adamw",
+    "attention": "eager",
+    "generator": {
+        "targets": ["feed_forward_down"],
+        "layers": [1, 2],
+        "state_dim": 16,
+        "rank": 12,
+        "scale": 1.0,
+        "normalization": "ridge",
+        "chunk_tokens": 64,
+        "encoder": {
+            "states": [1, 2],
+            "width": 24,
+            "heads": 2,
+            "constant_rank": 2,
+            "constant_from_layer": 1,
+        },
+    },
+    "prompt": {"question": "Question: {question}\nAnswer:"},
+    "sources": [{"kind": "facts", "num_facts": [2, 5], "num_questions": 3, "style": "plain"}],
+    "num_steps": 4,
+    "warmup_steps": 1,
+    "learning_rate": 3e-3,
+    "row_tokens": 96,
+    "log_steps": 1,
+    "evaluation_steps": 0,
+    "evaluation_contexts": 3,
+    "encoder_training": {
+        "passages": 24,
+        "lookup_layers": [2],
+        "lookup_steps": 4,
+        "lookup_questions": 6,
+        "group_passages": [2, 9],
+        "group_shares": [1, 1],
+        "rows": 4,
+        "kept_rows": 1,
+    },
+}
+
+
+@pytest.fixture
+def recipe_path(base_folder, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    values = RECIPE | {"base_model": str(base_folder), "output": str(tmp_path / "run"), "device": "cpu"}
+    path.write_text(yaml.safe_dump(values | {"dtype": "float32"}))
+    return path
+
+
+@pytest.fixture
+def recipe(recipe_path):
+    return load_recipe(recipe_path)
+
+
+@pytest.fixture
+def generator(recipe, base) -> EncoderGenerator:
+    torch.manual_seed(1)
+    made = build_generator(recipe.generator, base)
+    assert isinstance(made, EncoderGenerator)
+    return randomize(made)
+
+
+@pytest.fixture
+def states(recipe, base, generator):
+    return prepared_states(recipe, base, generator, Processes("cpu"))
+
+
+@pytest.fixture
+def embeddings(base):
+    return base.model.get_input_embeddings().weight.detach()
+
+
+def exact(tensor: torch.Tensor) -> torch.Tensor:
+    """As it is kept: bfloat16."""
+    return tensor.to(torch.bfloat16).float()
+
+
+def slow_hidden(base, generator, chunk):
+    """Block inputs of a chunk as training sees them."""
+    found = capture_block_inputs(base.model, generator.layers, torch.tensor([chunk]))
+    return {layer: exact(hidden) for layer, hidden in found.items()}
+
+
+def test_answers_are_found_where_they_stand_in_every_chunk():
+    chunks = ((5, 6, 7, 8, 6, 7), (6, 9), (6, 7, 7))
+    item = ContextItem(
+        chunks,
+        (
+            Segment((1, 2, 6, 7, 0), 2, 3, "answer"),
+            Segment((1, 4, 4, 0), 1, 3, "answer"),
+            Segment((5, 6, 7), 1, 3, "reconstruction"),
+        ),
+    )
+    made = passage(item, end=[0])
+    assert [question.num_labels for question in made.questions] == [3, 3]
+    assert made.questions[0].found == ((1, 4, 8), (2, 5, 9), ())
+    assert made.questions[1].found == ((), (), ())
+    assert made.num_tokens == 11
+
+
+def test_passages_come_back_from_their_file_if_it_is_of_the_same_recipe(tmp_path):
+    item = ContextItem(((5, 6), (7,)), (Segment((1, 2, 7, 0), 2, 2, "answer"),))
+    passages = [passage(item, [0]), passage(item, [0], held_out=True)]
+    save_passages(tmp_path / "p.json", passages, "abc")
+    assert load_passages(tmp_path / "p.json", "abc") == passages
+    assert load_passages(tmp_path / "p.json", "abd") is None
+    assert load_passages(tmp_path / "none.json", "abc") is None
+
+
+def test_states_are_those_of_the_plain_model(recipe, base, generator, states):
+    assert len([each for each in states.passages if each.held_out]) == 3
+    assert start_block(recipe, generator) == states.start_block == 1
+    target = states.targets[0].name
+    for index in (0, 7, len(states.passages) - 1):
+        own = states.passages[index]
+        hidden = [slow_hidden(base, generator, chunk) for chunk in own.chunks]
+        expected = torch.cat([torch.cat([each[1][0], each[2][0]], dim=-1) for each in hidden])
+        torch.testing.assert_close(states.passage_states(index).float(), expected, rtol=0.02, atol=0.02)
+        asked = states.asked[index][-1]
+        question = own.questions[asked.number]
+        seen: list[torch.Tensor] = []
+        handle = find_linear(base.model, target).register_forward_pre_hook(lambda _, args, s=seen: s.append(args[0]))
+        with torch.no_grad():
+            base.model(torch.tensor([question.ids]))
+        handle.remove()
+        wanted = seen[0][0, question.num_prompt - 1 :][: min(4, question.num_labels)]
+        torch.testing.assert_close(states.lookup_inputs(asked).float(), exact(wanted), rtol=0.02, atol=0.02)
+        block = capture_block_inputs(base.model, [1], torch.tensor([question.ids]))[1][0]
+        torch.testing.assert_close(states.question_states(asked).float(), exact(block), rtol=0.02, atol=0.02)
+
+
+def test_states_are_computed_once(recipe, base, generator, states, monkeypatch):
+    monkeypatch.setattr(
+        "generative_adapter.training.encoder.frozen_states.capture_block_inputs", lambda *_: pytest.fail("read again")
+    )
+    again = prepared_states(recipe, base, generator, Processes("cpu"))
+    assert again.passages == states.passages
+    assert torch.equal(again.passage_states(3), states.passage_states(3))
+
+
+def test_another_recipe_is_read_anew(recipe, base, generator, states):
+    other = dataclasses.replace(recipe, seed=4)
+    assert prepared_states(other, base, generator, Processes("cpu")).passages != states.passages
+
+
+def test_memories_and_passes_equal_the_adapter_in_the_model(recipe, base, generator, states, embeddings):
+    """The losses of a pass are those of the whole base model under the adapter that the generator makes."""
+    sampler = GroupSampler(states, embeddings, recipe.encoder_training, seed=0)
+    groups = sampler.groups(0, 0, 8)
+    memories = group_memories(generator, states, embeddings, groups)
+    rows = question_rows(states, groups, 96, 30)
+    found = pass_losses(base, generator, states, rows, memories, lookup_targets(recipe, generator), [])
+    expected, right = [], []
+    seen = []
+    for asked, index in [each for each in rows.questions if each is not None]:
+        if index:
+            continue
+        group = next(each for each in groups if asked.passage in each.passages and asked in each.asked)
+        state = sum(
+            generator.write(slow_hidden(base, generator, chunk))[MEMORY]
+            for number in group.passages
+            for chunk in states.passages[number].chunks
+        )
+        question = states.passages[asked.passage].questions[asked.number]
+        with torch.no_grad(), inject(base.model, generator.adapter({MEMORY: state[0]})):
+            logits = base.model(torch.tensor([question.ids])).logits[0, question.num_prompt - 1 : -1]
+        labels = torch.tensor(question.ids[question.num_prompt :])
+        expected.append(F.cross_entropy(logits, labels, reduction="none"))
+        right.append(logits.argmax(-1) == labels)
+        seen.append(asked)
+    assert len(seen) == int(found.question.max()) + 1 >= 6
+    torch.testing.assert_close(found.answers, torch.cat(expected), rtol=0.05, atol=0.05)
+    assert (found.correct == torch.cat(right)).float().mean() > 0.9
+    plain = torch.cat(expected).new_zeros(0)
+    assert found.kept.shape == plain.shape
+
+
+def test_lookups_are_reads_of_the_frozen_inputs(recipe, base, generator, states, embeddings):
+    sampler = GroupSampler(states, embeddings, recipe.encoder_training, seed=0)
+    groups = sampler.groups(1, 0, 6)
+    memories = group_memories(generator, states, embeddings, groups)
+    targets = lookup_targets(recipe, generator)
+    scores = WordScores(embeddings, generator.word_proj)
+    found = lookup_losses(generator, scores, states, groups, memories, targets)
+    places, words = [], []
+    reader = generator[targets[0].name]
+    for group, memory in zip(groups, memories, strict=True):
+        for asked in group.asked:
+            question = states.passages[asked.passage].questions[asked.number]
+            for index, inputs in enumerate(states.lookup_inputs(asked)):
+                at = question.found[index]
+                if not at and index < question.num_labels - 1:
+                    continue
+                query = (inputs @ reader.scaled_query_proj.to(torch.bfloat16).mT).float()
+                weights = memory.keys @ torch.linalg.solve(
+                    memory.keys.mT @ memory.keys + generator.ridge_strength * torch.eye(16), query
+                )
+                torch.testing.assert_close(weights @ memory.values, memory.normalized @ query, rtol=1e-3, atol=1e-3)
+                score = scores((weights @ memory.values).unsqueeze(0))
+                label = question.ids[question.num_prompt + index] if at else score.shape[-1] - 1
+                words.append(F.cross_entropy(score, torch.tensor([label])))
+                if at:
+                    right = [memory.firsts[asked.passage] + each for each in at]
+                    places.append(-(SHARPNESS * weights).softmax(-1)[right].sum().log())
+    torch.testing.assert_close(found.places.sum(), torch.stack(places).sum(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.words.sum(), torch.stack(words).sum(), rtol=0.02, atol=0.05)
+
+
+def test_kept_text_diverges_by_what_the_adapter_does(recipe, base, generator, states, embeddings):
+    sampler = GroupSampler(states, embeddings, recipe.encoder_training, seed=0)
+    groups = sampler.groups(2, 0, 4)
+    memories = group_memories(generator, states, embeddings, groups)
+    rows = question_rows(states, groups, 96, 10, kept_passages=[5])
+    found = pass_losses(base, generator, states, rows, memories, lookup_targets(recipe, generator), [])
+    assert len(found.kept) == len(states.passages[5].chunks[0][:96]) - 1
+    assert found.kept.mean() > 1e-3
+    quiet = [dataclasses.replace(each, normalized=0 * each.normalized) for each in memories]
+    assert generator.constant is not None
+    with torch.no_grad():
+        for up in generator.constant.up:
+            up.zero_()
+    silent = pass_losses(base, generator, states, rows, quiet, lookup_targets(recipe, generator), [])
+    torch.testing.assert_close(silent.kept, torch.zeros_like(silent.kept), rtol=0, atol=1e-5)
+
+
+def test_groups_are_a_function_of_the_step_and_process(recipe, states, embeddings):
+    sampler = GroupSampler(states, embeddings, recipe.encoder_training, seed=0)
+    again = GroupSampler(states, embeddings, recipe.encoder_training, seed=0)
+    drawn = [sampler.groups(step, rank, 6) for step in range(4) for rank in range(2)]
+    assert drawn == [again.groups(step, rank, 6) for step in range(4) for rank in range(2)]
+    assert len({str(each) for each in drawn}) == 8
+    for groups in drawn:
+        for group in groups:
+            assert len(set(group.passages)) == len(group.passages) in (2, 9)
+            assert not any(states.passages[number].held_out for number in group.passages)
+            assert {asked.passage for asked in group.asked} <= set(group.passages)
+
+
+class Killed(Exception):
+    pass
+
+
+def training_losses(folder) -> dict[int, float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if line["kind"] == "training"}
+
+
+def test_a_run_resumes_as_if_it_had_not_stopped(recipe_path, tmp_path, base):
+    whole = run_training(recipe_path, ["num_steps=6"], output=tmp_path / "whole")
+    assert (whole.status, whole.step) == ("finished", 10)
+    folder = tmp_path / "killed"
+    often = ["num_steps=6", "checkpoint_seconds=1e-6"]
+    for turn, step in enumerate((3, 4, 5, 8)):  # among the lookups, between the parts, among the passes
+
+        def kill(line, step=step):
+            if line["kind"] == "training" and line["step"] == step:
+                raise Killed
+
+        with pytest.raises(Killed):
+            run_training(recipe_path, often, output=folder, resume=turn > 0, progress=kill)
+    assert run_training(recipe_path, often, output=folder, resume=True).step == 10
+    losses = training_losses(folder)
+    assert losses.keys() == training_losses(tmp_path / "whole").keys()
+    assert losses == pytest.approx(training_losses(tmp_path / "whole"), rel=1e-3)
+    checkpoint = load_generator(whole.generator, base)
+    assert isinstance(checkpoint.generator, EncoderGenerator)
+    assert checkpoint.training["step"] == 10
+    assert {"answer_loss", "exact", "first"} <= whole.evaluation.keys()
+
+
+def test_lookups_and_answers_get_better(recipe_path, tmp_path):
+    settings = ["encoder_training.lookup_steps=150", "num_steps=60", "encoder_training.kept_rows=0"]
+    settings += ["encoder_training.lookup_learning_rate=0.02", "learning_rate=0.01"]
+    run_training(recipe_path, settings, output=tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lookups = [line["loss"] for line in lines if "word_loss" in line and line["kind"] == "training"]
+    places = [line["place_loss"] for line in lines if "word_loss" in line and line["kind"] == "training"]
+    answers = [line["answer_loss"] for line in lines if "answer_loss" in line and line["kind"] == "training"]
+    assert (len(lookups), len(answers)) == (150, 60)
+    assert sum(lookups[-30:]) < 0.92 * sum(lookups[:30])
+    assert sum(places[-30:]) < 0.9 * sum(places[:30])
+    assert sum(answers[-10:]) < 0.9 * sum(answers[:10])
+    chosen = next(line for line in lines if line["kind"] == "word_strength")
+    assert chosen["chosen"] == chosen["strengths"][chosen["losses"].index(min(chosen["losses"]))]
+
+
+def test_start_takes_words_and_input_sizes_from_the_base_model(recipe, base, states):
+    generator = build_generator(recipe.generator, base)
+    assert isinstance(generator, EncoderGenerator)
+    before = generator.word_proj.clone()
+    measure_start(generator, base, states)
+    assert not torch.equal(generator.word_proj, before)
+    for target in generator.targets:
+        scales = generator[target.name].input_scales
+        assert scales.shape == (target.in_features,) and bool((scales > 0).all()) and float(scales.std()) > 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("encoder_training.lookup_layers=[0]", "no target in block 0"),
+        ("generator.encoder.states=[2]", "at or below block 1"),
+        ("encoder_training.group_shares=[1]", "as many positive numbers"),
+        ("encoder_training.passages=0", "passages must be positive"),
+        ("encoder_training.dropout=1.0", "dropout"),
+    ],
+)
+def test_a_wrong_recipe_is_told(recipe_path, override, message):
+    with pytest.raises(ConfigError, match=message):
+        run_training(recipe_path, [override])
+
+
+def test_a_generator_of_another_form_is_no_start(recipe_path, tmp_path):
+    first = run_training(recipe_path, ["num_steps=1", "encoder_training.lookup_steps=0"], output=tmp_path / "first")
+    again = [f"initial_generator={first.generator}", "num_steps=1", "encoder_training.lookup_steps=0"]
+    assert run_training(recipe_path, again, output=tmp_path / "second").step == 1
+    with pytest.raises(CheckpointError, match="fit"):
+        run_training(recipe_path, [*again, "generator.rank=11"], output=tmp_path / "third")
+
+
+def test_settings_have_defaults():
+    assert EncoderTraining().lookup_layers == (27, 28, 29)
