@@ -9,6 +9,7 @@ import torch
 
 from generative_adapter.base_model.loading import load_base_model
 from generative_adapter.cli import loading
+from generative_adapter.export.gguf import load_gguf
 from generative_adapter.export.peft import load_peft
 
 
@@ -46,6 +47,29 @@ def test_documents_are_read_and_added(run, tiny, memory, tmp_path, two_documents
     text = two_documents[1].read_text().strip()
     both = tiny.contextualize("Ann lives in Bonn.\n") + tiny.contextualize(text)
     check_adapter(tmp_path / "lora", tiny.adapter(both))
+
+
+def test_a_memory_becomes_a_gguf_adapter(run, tiny, memory, tmp_path):
+    options = ["--format", "gguf", "--dtype", "fp32", "--json"]
+    report = json.loads(run("export", memory, "-o", tmp_path / "a.gguf", *options).stdout)["adapter"]
+    expected = tiny.adapter(tiny.contextualize("Ann lives in Bonn.\n"))
+    assert (report["format"], report["architecture"], report["rank"]) == ("gguf", "llama", expected.rank)
+    read = load_gguf(tmp_path / "a.gguf", tiny.base.model)
+    assert read.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(read[name].delta(), expected[name].delta(), rtol=0, atol=1e-5)
+
+
+def test_a_memory_becomes_a_model(run, tiny, memory, tmp_path):
+    result = run("export", memory, "-o", tmp_path / "merged", "--format", "merged", "--dtype", "fp32", "--rank", 2)
+    assert result.exit_code == 0, result.output
+    assert "model with the adapter merged into tiny-llama, rank 2, fp32, 4 targets" in result.stdout
+    adapter, error = tiny.adapter(tiny.contextualize("Ann lives in Bonn.\n")).truncate(2)
+    assert f"truncation error {error:.3%}" in result.stdout
+    merged = load_base_model(tmp_path / "merged", dtype="float32", device="cpu").model
+    for name, factors in adapter.items():
+        expected = tiny.base.model.get_submodule(name).weight + factors.delta()
+        torch.testing.assert_close(merged.get_submodule(name).weight, expected, rtol=0, atol=1e-5)
 
 
 def test_the_base_model_alone(run, tiny, tmp_path):

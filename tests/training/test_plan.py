@@ -56,9 +56,9 @@ def test_pretraining_of_mistral_by_hand() -> None:
     assert plan.notes == ()
 
 
-def test_a_generator_with_an_encoder_is_not_trained_yet() -> None:
+def test_a_generator_with_an_encoder_has_no_dry_run_yet() -> None:
     form = GeneratorConfig(state_dim=8, rank=8, normalization="ridge", encoder=EncoderConfig())
-    with pytest.raises(ConfigError, match="training of generators with an encoder is not possible"):
+    with pytest.raises(ConfigError, match="dry run of generators with an encoder is not possible"):
         plan_training(recipe(generator=form))
 
 

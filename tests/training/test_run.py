@@ -78,13 +78,6 @@ def test_a_whole_run(uninterrupted: tuple[Path, TrainingResult], base_folder: Pa
     assert all(torch.isfinite(tensor).all() and tensor.abs().max() > 0 for tensor in weights(folder).values())
 
 
-def test_a_generator_with_an_encoder_is_not_trained_yet(write_recipe: Callable[..., Path]) -> None:
-    encoder = {"states": [1], "width": 12, "heads": 2, "constant_from_layer": 1}
-    form = {"state_dim": 8, "rank": 8, "normalization": "ridge", "encoder": encoder}
-    with pytest.raises(ConfigError, match="training of generators with an encoder is not possible"):
-        run_training(write_recipe(generator=form))
-
-
 def test_only_safetensors_and_json(uninterrupted: tuple[Path, TrainingResult]) -> None:
     folder, _ = uninterrupted
     files = [path for path in folder.rglob("*") if path.is_file()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,18 @@ from generative_adapter.cli.console import count, print_json, print_text
 from generative_adapter.cli.options import BaseModelOption, DeviceOption, GeneratorOption, JsonOption
 from generative_adapter.documents import read_document
 from generative_adapter.errors import ConfigError
+
+if TYPE_CHECKING:
+    from generative_adapter.contextualizer import GenerativeAdapter
+    from generative_adapter.generator.memory import ContextMemory
+
+
+class AdapterFormat(str, Enum):
+    """What a memory can be exported as."""
+
+    PEFT = "peft"
+    GGUF = "gguf"
+    MERGED = "merged"
 
 
 class NumberFormat(str, Enum):
@@ -30,8 +42,14 @@ def export(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FOLDER", help="Where to write the PEFT adapter."),
+        typer.Option("--output", "-o", metavar="PATH", help="Where to write: a folder, of gguf a file."),
     ] = None,
+    form: Annotated[
+        AdapterFormat,
+        typer.Option(
+            "--format", help="A PEFT folder, a GGUF file for llama.cpp, or a model with the adapter merged in."
+        ),
+    ] = AdapterFormat.PEFT,
     context: Annotated[
         list[str] | None,
         typer.Option("--context", "-c", metavar="FILE", help="Document to read too, - is standard input; repeatable."),
@@ -42,7 +60,9 @@ def export(
     ] = None,
     rank: Annotated[
         int | None,
-        typer.Option("--rank", help="8, 16, 32, 64, 128, 256, 320 or 512 (default: the least that loses nothing)."),
+        typer.Option(
+            "--rank", help="Rank; of peft 8, 16, 32, 64, 128, 256, 320 or 512 (default: the least that loses nothing)."
+        ),
     ] = None,
     number_format: Annotated[NumberFormat, typer.Option("--dtype", help="Numbers in the files.")] = NumberFormat.BF16,
     base_name: Annotated[
@@ -67,32 +87,15 @@ def export(
     model = loading.load_model(generator, base_model, device, "auto")
 
     from generative_adapter.export.base_folder import save_base_model
-    from generative_adapter.export.peft import save_peft
 
     report: dict[str, Any] = {}
     if output is not None:
         held = loading.read_into_memory(model, documents, held)
         name = base_name or model.base.name
-        written = save_peft(
-            model.adapter(held), output, name, model=model.base.model, rank=rank, dtype=number_format.value
-        )
-        report["adapter"] = {
-            "path": str(output),
-            "format": "peft",
-            "base_model": written.base_name,
-            "rank": written.rank,
-            "dtype": written.dtype,
-            "targets": written.num_targets,
-            "zero_targets": written.num_zero_targets,
-            "truncation_error": written.truncation_error,
-            "bytes": written.num_bytes,
-        }
+        written = _write(model, held, form, output, name, rank, number_format.value)
+        report["adapter"] = {"path": str(output), "format": form.value, "base_model": name, **written}
         if not as_json:
-            lost = f", truncation error {written.truncation_error:.3%}" if written.truncation_error else ""
-            print_text(
-                f"{output}: PEFT adapter for {name}, rank {written.rank}, {written.dtype}, "
-                f"{count(written.num_targets, 'target')}, {written.num_bytes / 1e6:.1f} MB{lost}"
-            )
+            print_text(_told(report["adapter"]))
     if base is not None:
         save_base_model(model.base, base, dtype=number_format.value)
         report["base"] = {"path": str(base), "dtype": number_format.value}
@@ -100,3 +103,59 @@ def export(
             print_text(f"{base}: {model.base.name} as safetensors, {number_format.value}")
     if as_json:
         print_json(report)
+
+
+def _write(
+    model: GenerativeAdapter,
+    memory: ContextMemory,
+    form: AdapterFormat,
+    output: Path,
+    name: str,
+    rank: int | None,
+    dtype: str,
+) -> dict[str, Any]:
+    """Writes a memory's adapter; gives what there is to say of it."""
+    adapter = model.adapter(memory)
+    if form is AdapterFormat.PEFT:
+        from generative_adapter.export.peft import save_peft
+
+        folder = save_peft(adapter, output, name, model=model.base.model, rank=rank, dtype=dtype)
+        return {
+            "rank": folder.rank,
+            "dtype": folder.dtype,
+            "targets": folder.num_targets,
+            "zero_targets": folder.num_zero_targets,
+            "truncation_error": folder.truncation_error,
+            "bytes": folder.num_bytes,
+        }
+    if form is AdapterFormat.GGUF:
+        from generative_adapter.export.gguf import save_gguf
+
+        file = save_gguf(adapter, output, model.base.model, name, rank=rank, dtype=dtype)
+        return {
+            "architecture": file.architecture,
+            "rank": file.rank,
+            "dtype": file.dtype,
+            "targets": file.num_targets,
+            "truncation_error": file.truncation_error,
+            "bytes": file.num_bytes,
+        }
+    from generative_adapter.export.base_folder import save_merged
+
+    merged = save_merged(model.base, adapter, output, rank=rank, dtype=dtype)
+    return {
+        "rank": merged.rank,
+        "dtype": merged.dtype,
+        "targets": len(adapter),
+        "truncation_error": merged.truncation_error,
+        "bytes": merged.num_bytes,
+    }
+
+
+def _told(written: dict[str, Any]) -> str:
+    kinds = {"peft": "PEFT adapter for", "gguf": "GGUF adapter for", "merged": "model with the adapter merged into"}
+    lost = f", truncation error {written['truncation_error']:.3%}" if written["truncation_error"] else ""
+    return (
+        f"{written['path']}: {kinds[written['format']]} {written['base_model']}, rank {written['rank']}, "
+        f"{written['dtype']}, {count(written['targets'], 'target')}, {written['bytes'] / 1e6:.1f} MB{lost}"
+    )

@@ -123,7 +123,7 @@ def plan_training(
     skeleton = load_skeleton(recipe.base_model)
     sizes = base_sizes(skeleton.model)
     with torch.device("meta"):
-        generator = paper_generator(generator_for(recipe.generator, skeleton.model, sizes.hidden_size), "training")
+        generator = paper_generator(generator_for(recipe.generator, skeleton.model, sizes.hidden_size), "a dry run")
     targets = generator.targets
 
     num_steps, counts = _contexts(recipe)
