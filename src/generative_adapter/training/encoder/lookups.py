@@ -90,6 +90,9 @@ def lookup_losses(
                 first = memories[at].firsts[asked.passage]
                 places.append((index == 0, [first + each for each in question.found[index]]))
     device = projection.device
+    if not queries:
+        none = torch.zeros(0, device=device)
+        return LookupLosses(none, none, none, none)
     asked_for = (_filled_up(torch.stack(queries)).to(device) @ projection.to(queries[0].dtype).mT).float()
     owner = torch.tensor(owners)
     reads, place_losses, found_first = [], [], []

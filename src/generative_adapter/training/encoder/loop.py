@@ -188,15 +188,15 @@ class EncoderTrainer:
         found = lookup_losses(
             self.generator, self._scores, self.states, groups, self._memories(groups), self._lookup_targets
         )
-        loss = found.words.mean() + self._settings.position_weight * found.places.mean()
+        loss = self._settings.word_weight * _mean(found.words) + _mean(found.places)
         real = float(self._num_passage_tokens(groups))
         return loss, {
             "real_tokens": real,
             "computed_tokens": real,
-            "place_loss": found.places.mean().item(),
-            "word_loss": found.words.mean().item(),
-            "found_first": found.found_first.mean().item(),
-            "said_first": found.said_first.mean().item(),
+            "place_loss": _mean(found.places).item(),
+            "word_loss": _mean(found.words).item(),
+            "found_first": _mean(found.found_first).item(),
+            "said_first": _mean(found.said_first).item(),
             "questions": float(sum(len(group.asked) for group in groups)),
         }
 
@@ -247,7 +247,8 @@ class EncoderTrainer:
         """
         self.generator.eval()
         self.generator.compute_dtype = torch.float32
-        passages = self.sampler.held_out[self.processes.rank :: self.processes.size]
+        chosen = self.sampler.held_out[: self._settings.evaluation_passages]
+        passages = chosen[self.processes.rank :: self.processes.size]
         by_source: dict[str, float] = {}
         for at in range(0, len(passages), 2):
             groups = [self.sampler.held_out_group(number, 8) for number in passages[at : at + 2]]

@@ -20,8 +20,9 @@ class EncoderTraining:
         lookup_steps: steps on frozen states; 0: none.
         lookup_questions: questions of such a step.
         lookup_learning_rate: of these steps, falling to a tenth.
+        word_weight: weight of saying the word that is looked up, beside finding its token, in these steps.
         position_weight: weight of finding the token of the context that an answer's token is read from, beside saying
-            it.
+            it, in the steps through the base model.
         word_strength: with which the words found are said when the steps through the base model start.
         group_passages: numbers of passages that may share a memory; every step takes one of them, so that memories of
             short and long texts are trained side by side.
@@ -31,6 +32,7 @@ class EncoderTraining:
         kept_weight: weight of the divergence there.
         position_steps: steps through the base model over which `position_weight` falls to a tenth.
         dropout: of the encoder's input.
+        evaluation_passages: held-out passages of an evaluation, those of the first source first.
     """
 
     passages: int = 16000
@@ -39,6 +41,7 @@ class EncoderTraining:
     lookup_steps: int = 1500
     lookup_questions: int = 48
     lookup_learning_rate: float = 2e-3
+    word_weight: float = 0.3
     position_weight: float = 0.5
     word_strength: float = 3.0
     group_passages: tuple[int, ...] = (3, 8, 16, 32)
@@ -48,12 +51,13 @@ class EncoderTraining:
     kept_weight: float = 1.0
     position_steps: int = 500
     dropout: float = 0.0
+    evaluation_passages: int = 64
 
     def __post_init__(self) -> None:
         where = "encoder_training"
-        for name in ("passages", "lookup_labels", "lookup_questions", "rows", "position_steps"):
+        for name in ("passages", "lookup_labels", "lookup_questions", "rows", "position_steps", "evaluation_passages"):
             require(getattr(self, name) > 0, f"{where}.{name} must be positive, got {getattr(self, name)}")
-        for name in ("lookup_steps", "kept_rows", "kept_weight", "position_weight"):
+        for name in ("lookup_steps", "kept_rows", "kept_weight", "word_weight", "position_weight"):
             require(getattr(self, name) >= 0, f"{where}.{name} must not be negative, got {getattr(self, name)}")
         require(
             self.lookup_learning_rate > 0,

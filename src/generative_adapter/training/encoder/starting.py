@@ -18,6 +18,7 @@ from generative_adapter.generator.word_map import measure_word_map
 from generative_adapter.training.encoder.frozen_states import FrozenStates, padded
 
 _QUESTIONS = 128
+_QUERY_SIZE = 0.05  # of new queries: a sum over all tokens with random weights should hardly be heard
 
 
 @torch.no_grad()
@@ -60,3 +61,4 @@ def measure_start(generator: EncoderGenerator, base: BaseModel, states: FrozenSt
     for target in generator.targets:
         size = squares[target.name].sqrt()
         generator[target.name].input_scales.copy_(1 / (size + 0.01 * size.mean()))
+        generator[target.name].query_proj.mul_(_QUERY_SIZE)
