@@ -21,6 +21,7 @@ from generative_adapter.checkpoint import (
     generator_file_fingerprint,
     generator_fingerprint,
     load_generator,
+    load_generator_alone,
     load_weights,
     named_weights,
     read_generator_info,
@@ -28,6 +29,7 @@ from generative_adapter.checkpoint import (
     shipped_generator,
 )
 from generative_adapter.config import EncoderConfig, GeneratorConfig, PromptConfig
+from generative_adapter.contextualizer import GenerativeAdapter
 from generative_adapter.errors import (
     CheckpointError,
     ConfigError,
@@ -35,6 +37,7 @@ from generative_adapter.errors import (
     UnsupportedArchitectureError,
 )
 from generative_adapter.generator.memory import ContextMemory
+from tiny_models import tiny_base, tiny_checkpoint, tiny_encoder_config
 
 HIDDEN, INNER, STATE, RANK, LAYERS = 24, 41, 11, 7, 3
 CONFIG = GeneratorConfig(
@@ -122,6 +125,34 @@ def test_a_generator_comes_back_bit_for_bit(written: GeneratorCheckpoint, path: 
     assert not read.generator.training
     assert not any(parameter.requires_grad for parameter in read.generator.parameters())
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("form", ["paper", "encoder"])
+def test_a_generator_without_its_base_model_makes_the_same_adapters(form: str, tmp_path: Path) -> None:
+    base = tiny_base("llama")
+    config = tiny_encoder_config() if form == "encoder" else GeneratorConfig(state_dim=7, rank=7, targets=("v_proj",))
+    checkpoint = tiny_checkpoint(base, config)
+    save_generator(tmp_path / "g.safetensors", checkpoint)
+    alone = load_generator_alone(tmp_path / "g.safetensors")
+    assert alone.fingerprint == checkpoint.fingerprint
+    assert (alone.config, alone.prompt, alone.base_name) == (config, checkpoint.prompt, base.name)
+    memory = GenerativeAdapter(base, checkpoint).contextualize("The roof of the mill is black.")
+    expected, made = checkpoint.generator.adapter(memory.states), alone.generator.adapter(memory.states)
+    assert made.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(made[name].delta(), expected[name].delta())
+    assert alone.generator.layers == checkpoint.generator.layers
+
+
+def test_a_file_without_its_weights_is_no_generator_alone(path: Path) -> None:
+    settings = settings_of(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys() if not name.endswith("output_proj")}  # noqa: SIM118
+    save_file(tensors, path, metadata)
+    assert settings
+    with pytest.raises(CheckpointError, match="output_proj"):
+        load_generator_alone(path)
 
 
 def test_a_generator_that_was_read_makes_the_same_adapter(

@@ -22,7 +22,7 @@ from generative_adapter.base_model.final_norm import final_norm_gains
 from generative_adapter.base_model.fingerprint import tensors_fingerprint
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.base_model.targets import all_linears, find_blocks, find_targets
-from generative_adapter.config import GeneratorConfig, PromptConfig, from_mapping, to_mapping
+from generative_adapter.config import GeneratorConfig, PromptConfig, TargetShape, from_mapping, to_mapping
 from generative_adapter.errors import CheckpointError, ConfigError, FingerprintMismatchError
 from generative_adapter.generator.encoder_generator import EncoderGenerator
 from generative_adapter.generator.generator import AdapterGenerator
@@ -206,6 +206,55 @@ def load_generator(path: str | Path, base: BaseModel, *, any_base: bool = False)
     generator.eval().requires_grad_(False)
     return GeneratorCheckpoint(
         generator, config, prompt, header["base_name"], header["base_fingerprint"], header["training"]
+    )
+
+
+def load_generator_alone(path: str | Path) -> GeneratorCheckpoint:
+    """The generator in a file without its base model: it can make adapters of memories, but read no text.
+
+    What it needs to know of the base model, the shapes of its targets, is in the shapes of the weights.
+
+    Raises:
+        CheckpointError: when the file is missing, damaged or of another kind.
+    """
+    path = Path(path)
+    header = _read_header(path)
+    config, prompt = _read_settings(path, header)
+    tensors = load_file(path)
+    try:
+        generator = _generator_of(config, tensors)
+    except KeyError as error:
+        raise CheckpointError(f"{path} doesn't hold the weights of its settings: {error} is missing") from error
+    load_weights(generator, tensors, str(path))
+    generator.eval().requires_grad_(False)
+    return GeneratorCheckpoint(
+        generator, config, prompt, header["base_name"], header["base_fingerprint"], header["training"]
+    )
+
+
+def _generator_of(config: GeneratorConfig, tensors: Mapping[str, Tensor]) -> ContextGenerator:
+    """A new generator for targets of the shapes that its weights show."""
+
+    def shapes(down: str, up: str) -> list[TargetShape]:
+        found = []
+        for name, tensor in tensors.items():
+            target, _, part = name.rpartition(".")
+            if part == down:
+                block = next(int(piece) for piece in target.split(".") if piece.isdigit())
+                found.append(TargetShape(target, block, tensor.shape[1], tensors[f"{target}.{up}"].shape[0]))
+        return sorted(found, key=lambda shape: (shape.layer, shape.name))
+
+    targets = shapes("query_proj", "output_proj")
+    if config.encoder is None:
+        return AdapterGenerator.from_config(config, targets, tensors[f"{targets[0].name}.value_proj"].shape[1])
+    hidden_size = tensors["memory.word_proj"].shape[1]
+    return EncoderGenerator.from_config(
+        config,
+        targets,
+        hidden_size,
+        final_norm=torch.ones(hidden_size),  # only new word directions need it; these are loaded
+        reading_targets=shapes("reading_down", "reading_up"),
+        constant_targets=shapes("constant_down", "constant_up"),
     )
 
 

@@ -212,7 +212,7 @@ def test_lookups_are_reads_of_the_frozen_inputs(recipe, base, generator, states,
     groups = sampler.groups(1, 0, 6)
     memories = group_memories(generator, states, embeddings, groups)
     targets = lookup_targets(recipe, generator)
-    scores = WordScores(embeddings, generator.word_proj)
+    scores = WordScores(embeddings, generator.word_proj, torch.arange(701.0))
     found = lookup_losses(generator, scores, states, groups, memories, targets)
     places, words = [], []
     reader = generator[targets[0].name]

@@ -203,6 +203,15 @@ class FrozenStates:
             yield
 
 
+def word_counts(states: FrozenStates, num_words: int) -> Tensor:
+    """How often each word stands in the passages, `[num_words]`."""
+    counts = torch.zeros(num_words)
+    for each in states.passages:
+        for chunk in each.chunks:
+            counts += torch.bincount(torch.tensor(chunk), minlength=num_words)
+    return counts
+
+
 def batches(items: Sequence[tuple[Any, Sequence[int]]]) -> Iterator[list[tuple[Any, Sequence[int]]]]:
     """Items of ascending length in runs of at most `BATCH_TOKENS` with padding, or of one item."""
     batch: list[tuple[Any, Sequence[int]]] = []

@@ -21,31 +21,38 @@ from generative_adapter.training.encoder.frozen_states import FrozenStates
 from generative_adapter.training.encoder.groups import Group
 
 _ROWS = 64
-SHARPNESS = 10.0  # of the softmax over a context's tokens
+SHARPNESS = 20.0  # of the softmax over a context's tokens
 
 
 class WordScores(nn.Module):
     """Scores of all words for what lookups read, and of "nothing", for where an answer ends.
 
+    How often words are used stands in for what the base model would expect there: without it, noise of a sum over all
+    tokens is taken for rare words.
+
     Args:
         embeddings: of the base model, `[words, d_h]`.
         word_proj: P of the generator's values, `[d_v, d_h]`.
+        counts: how often each word is used, `[words]`.
     """
 
     words: Tensor
+    expected: Tensor
 
-    def __init__(self, embeddings: Tensor, word_proj: Tensor) -> None:
+    def __init__(self, embeddings: Tensor, word_proj: Tensor, counts: Tensor) -> None:
         super().__init__()
         values = embeddings.float() @ word_proj.mT
         values = values - values.mean(0)
         self.register_buffer("words", (values / values.square().mean().sqrt()).to(torch.bfloat16))
+        shares = (counts.float() + 0.1) / (counts.float() + 0.1).sum()
+        self.register_buffer("expected", shares.log())
         self.sharpness = nn.Parameter(torch.tensor([0.03]))
-        self.nothing = nn.Parameter(torch.tensor([3.0]))
+        self.nothing = nn.Parameter(torch.tensor([-2.0]))
 
     def forward(self, read: Tensor) -> Tensor:
         """Scores of the words and of nothing, `[reads, words + 1]`, of reads `[reads, d_v]`."""
         scores = (self.sharpness * read).to(self.words.dtype) @ self.words.mT
-        return torch.cat([scores.float(), self.nothing.expand(len(read), 1)], dim=-1)
+        return torch.cat([scores.float() + self.expected, self.nothing.expand(len(read), 1)], dim=-1)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from generative_adapter.checkpoint import GeneratorCheckpoint
 from generative_adapter.errors import TrainingError
 from generative_adapter.generator.encoder_generator import EncoderGenerator
 from generative_adapter.training.encoder.encoding import GroupMemory, group_memories
-from generative_adapter.training.encoder.frozen_states import FrozenStates
+from generative_adapter.training.encoder.frozen_states import FrozenStates, word_counts
 from generative_adapter.training.encoder.groups import Group, GroupSampler
 from generative_adapter.training.encoder.lookups import WordScores, lookup_losses
 from generative_adapter.training.encoder.passes import PassLosses, pass_losses, question_rows
@@ -319,7 +319,9 @@ class EncoderTrainer:
         from torch.optim import Muon
 
         if self.looks_up:
-            words = WordScores(self._embeddings, self.generator.word_proj.cpu())
+            words = WordScores(
+                self._embeddings, self.generator.word_proj.cpu(), word_counts(self.states, len(self._embeddings))
+            )
             self._scores = words.to(self.base.device)
         groups: dict[str, list[dict[str, Any]]] = {"matrices": [], "others": []}
         for parameter in self._trained():

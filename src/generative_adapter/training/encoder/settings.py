@@ -41,7 +41,7 @@ class EncoderTraining:
     lookup_steps: int = 1500
     lookup_questions: int = 48
     lookup_learning_rate: float = 2e-3
-    word_weight: float = 0.3
+    word_weight: float = 1.0
     position_weight: float = 0.5
     word_strength: float = 3.0
     group_passages: tuple[int, ...] = (3, 8, 16, 32)

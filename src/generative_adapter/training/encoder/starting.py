@@ -15,7 +15,7 @@ from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.base_model.prompts import pad_id
 from generative_adapter.generator.encoder_generator import EncoderGenerator
 from generative_adapter.generator.word_map import measure_word_map
-from generative_adapter.training.encoder.frozen_states import FrozenStates, padded
+from generative_adapter.training.encoder.frozen_states import FrozenStates, padded, word_counts
 
 _QUESTIONS = 128
 _QUERY_SIZE = 0.05  # of new queries: a sum over all tokens with random weights should hardly be heard
@@ -33,10 +33,7 @@ def measure_start(generator: EncoderGenerator, base: BaseModel, states: FrozenSt
     head = base.model.get_input_embeddings()
     assert isinstance(head, nn.Embedding)
     embeddings = head.weight.detach()
-    counts = torch.zeros(len(embeddings))
-    for each in states.passages:
-        for chunk in each.chunks:
-            counts += torch.bincount(torch.tensor(chunk), minlength=len(embeddings))
+    counts = word_counts(states, len(embeddings)).to(embeddings.device)
     gains = final_norm_gains(base.model, generator.hidden_size)
     generator.set_word_map(measure_word_map(embeddings, counts, gains, generator.value_dim))
     step = max(1, len(states.asked) // _QUESTIONS)
