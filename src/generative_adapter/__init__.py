@@ -41,6 +41,13 @@ _HOMES = {
     "load_peft": "export.peft",
     "save_peft": "export.peft",
     "save_base_model": "export.base_folder",
+    "save_merged": "export.base_folder",
+    "save_gguf": "export.gguf",
+    "load_gguf": "export.gguf",
+    "MemoryStore": "export.memory_store",
+    "save_generator_folder": "export.hub",
+    "push_generator": "export.hub",
+    "push_adapter": "export.hub",
     "run_training": "training.run",
 }
 
@@ -60,6 +67,13 @@ if TYPE_CHECKING:
     from generative_adapter.config import PromptConfig as PromptConfig
     from generative_adapter.contextualizer import GenerativeAdapter as GenerativeAdapter
     from generative_adapter.export.base_folder import save_base_model as save_base_model
+    from generative_adapter.export.base_folder import save_merged as save_merged
+    from generative_adapter.export.gguf import load_gguf as load_gguf
+    from generative_adapter.export.gguf import save_gguf as save_gguf
+    from generative_adapter.export.hub import push_adapter as push_adapter
+    from generative_adapter.export.hub import push_generator as push_generator
+    from generative_adapter.export.hub import save_generator_folder as save_generator_folder
+    from generative_adapter.export.memory_store import MemoryStore as MemoryStore
     from generative_adapter.export.peft import PeftExport as PeftExport
     from generative_adapter.export.peft import load_peft as load_peft
     from generative_adapter.export.peft import save_peft as save_peft

@@ -8,6 +8,7 @@ Tensor names are `<target>.<projection>`, such as `model.layers.7.self_attn.o_pr
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,9 @@ from generative_adapter.generator.protocol import ContextGenerator
 from generative_adapter.generator.storage import write_safetensors
 
 GENERATOR_FORMAT = "generative-adapter-generator"
+GENERATOR_FILE = "generator.safetensors"
 _VERSION = 1
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HEADER_KEYS = {"generator", "prompt", "base_name", "base_fingerprint", "training"}
 
 
@@ -70,6 +73,37 @@ def shipped_generator() -> Path:
     if not path.is_file():
         raise CheckpointError(f"this installation has no shipped generator ({path} is missing); pass one or train one")
     return path
+
+
+def find_generator(source: str | Path | None = None) -> Path:
+    """Path of a generator's file: a file, a folder that holds one, a hub id, or the shipped one.
+
+    Args:
+        source: a path, or `user/name` or `user/name@revision` on the Hugging Face hub, which is asked only where there
+            is no such path; None: the shipped generator.
+
+    Raises:
+        CheckpointError: when there is none.
+    """
+    if source is None:
+        return shipped_generator()
+    path = Path(source)
+    if path.is_dir():
+        path = path / GENERATOR_FILE
+    if path.is_file():
+        return path
+    repo_id, _, revision = str(source).partition("@")
+    if _HUB_ID.fullmatch(repo_id) is None:
+        raise CheckpointError(f"no generator file at {path}")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repo_id, GENERATOR_FILE, revision=revision or None))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"no generator file at {path}, and {GENERATOR_FILE} of {repo_id} can't be had from the hub: {error}"
+        ) from error
 
 
 def generator_fingerprint(generator: ContextGenerator, config: GeneratorConfig) -> str:

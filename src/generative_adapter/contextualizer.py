@@ -27,7 +27,7 @@ from generative_adapter.base_model.prompts import (
     start_ids,
 )
 from generative_adapter.base_model.text_blocks import block_chunks
-from generative_adapter.checkpoint import GeneratorCheckpoint, load_generator, read_generator_info, shipped_generator
+from generative_adapter.checkpoint import GeneratorCheckpoint, find_generator, load_generator, read_generator_info
 from generative_adapter.errors import ConfigError
 from generative_adapter.generator.low_rank import LowRankAdapter
 from generative_adapter.generator.memory import ContextMemory, DocumentEntry, text_digest
@@ -64,7 +64,7 @@ class GenerativeAdapter:
         """A base model and its generator; without arguments the embedded base and the shipped generator, offline.
 
         Args:
-            generator: file of a generator; None: the shipped one.
+            generator: file of a generator, a folder that holds one, or its hub id; None: the shipped one.
             base_model: hub id, folder or GGUF file; None: the one the generator was trained for.
             device: `auto` or a torch device.
             dtype: number format of the base model, `auto`, `float32`, `bfloat16` or `float16`.
@@ -75,7 +75,7 @@ class GenerativeAdapter:
             FingerprintMismatchError: when it was trained for another base model.
             BaseModelError: when the base model can't be loaded.
         """
-        path = Path(generator) if generator is not None else shipped_generator()
+        path = find_generator(generator)
         if base_model is None:
             base_model = read_generator_info(path)["training"].get("recipe", {}).get("base_model")
         base = load_base_model(base_model, device=device, dtype=dtype)

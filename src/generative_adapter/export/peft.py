@@ -23,6 +23,7 @@ from generative_adapter.base_model.inject import find_linear
 from generative_adapter.base_model.targets import find_blocks, is_transposed, linear_shape
 from generative_adapter.errors import AdapterError, CheckpointError, ConfigError
 from generative_adapter.export.folders import new_folder
+from generative_adapter.export.hub import CARD_FILE, adapter_card
 from generative_adapter.generator.low_rank import LowRankAdapter, LowRankFactors
 from generative_adapter.generator.storage import write_json, write_safetensors
 
@@ -70,7 +71,7 @@ def save_peft(
     rank: int | None = None,
     dtype: str = "bf16",
 ) -> PeftExport:
-    """Writes an adapter as a PEFT folder: `adapter_config.json` and `adapter_model.safetensors`.
+    """Writes an adapter as a PEFT folder: `adapter_config.json`, `adapter_model.safetensors` and a model card.
 
     Tensors are named `base_model.model.<module>.lora_A.weight` `[r, d_in]` and `.lora_B.weight` `[d_out, r]`; the
     update is B A, since `lora_alpha = r`. The folder is complete or absent; an older export in it is replaced.
@@ -117,7 +118,8 @@ def save_peft(
         "inference_mode": True,
     }
     folder = Path(folder)
-    with new_folder(folder, (CONFIG_FILE, TENSOR_FILE)) as temporary:
+    with new_folder(folder, (CONFIG_FILE, TENSOR_FILE, CARD_FILE)) as temporary:
+        (temporary / CARD_FILE).write_text(adapter_card(base_name, chosen, len(cut)), encoding="utf-8")
         write_safetensors(temporary / TENSOR_FILE, tensors, {"format": "pt"})
         write_json(temporary / CONFIG_FILE, config)
     num_bytes = (folder / TENSOR_FILE).stat().st_size

@@ -5,7 +5,7 @@ on first use and hands vLLM the folder. It is registered by itself (entry point 
 package is installed beside vLLM and a store is named:
 
     GENERATIVE_ADAPTER_STORE       folder or fsspec URL of the memories (`MemoryStore`)
-    GENERATIVE_ADAPTER_GENERATOR   the generator's file; default: the shipped one
+    GENERATIVE_ADAPTER_GENERATOR   the generator's file or hub id; default: the shipped one
     GENERATIVE_ADAPTER_FOLDERS     where adapters are kept on this machine; default: below its cache folder
     GENERATIVE_ADAPTER_RANK        truncate all adapters to this rank; default: as they are
 
@@ -96,7 +96,7 @@ def folders_from_environment(location: str) -> AdapterFolders:
         CheckpointError: when the generator can't be read.
     """
     from generative_adapter.base_model.dequantise import cache_folder
-    from generative_adapter.checkpoint import load_generator_alone, shipped_generator
+    from generative_adapter.checkpoint import find_generator, load_generator_alone
     from generative_adapter.export.adapter_folders import AdapterFolders
     from generative_adapter.export.memory_store import MemoryStore
     from generative_adapter.export.peft import RANKS
@@ -104,7 +104,7 @@ def folders_from_environment(location: str) -> AdapterFolders:
     rank = os.environ.get(RANK_VARIABLE) or None
     if rank is not None and rank not in map(str, RANKS):
         raise ConfigError(f"{RANK_VARIABLE} must be one of {', '.join(map(str, RANKS))}, got {rank!r}")
-    checkpoint = load_generator_alone(os.environ.get(GENERATOR_VARIABLE) or shipped_generator())
+    checkpoint = load_generator_alone(find_generator(os.environ.get(GENERATOR_VARIABLE) or None))
     folder = Path(os.environ.get(FOLDERS_VARIABLE) or cache_folder() / "adapters")
     return AdapterFolders(MemoryStore(location), checkpoint, folder, rank=None if rank is None else int(rank))
 
