@@ -29,6 +29,7 @@ _HOMES = {
     "EncoderGenerator": "generator.encoder_generator",
     "BaseModel": "base_model.loading",
     "load_base_model": "base_model.loading",
+    "generate": "base_model.generation",
     "inject": "base_model.inject",
     "merge": "base_model.inject",
     "GeneratorCheckpoint": "checkpoint",
@@ -55,6 +56,7 @@ __all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore[reportUnsupportedD
 
 if TYPE_CHECKING:
     from generative_adapter.base_model.decoding import Answer as Answer
+    from generative_adapter.base_model.generation import generate as generate
     from generative_adapter.base_model.inject import inject as inject
     from generative_adapter.base_model.inject import merge as merge
     from generative_adapter.base_model.loading import BaseModel as BaseModel
