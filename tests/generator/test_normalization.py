@@ -14,6 +14,7 @@ from generative_adapter.generator.normalization import (
     newton_schulz,
     normalize,
     ridge,
+    symmetric_inverse,
 )
 
 WIDTH, RANK = 11, 7
@@ -356,6 +357,28 @@ def test_ridge_has_exact_gradients_and_no_random_part() -> None:
         assert torch.equal(
             ridge(key_value_state(keys, values), strength), ridge(key_value_state(keys, values), strength)
         )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("batch", "size"), [((), 5), ((3,), 64), ((2, 2), 33), ((4,), 512)])
+def test_the_inverse_is_one_whatever_the_batch_and_threads(threads: int, batch: tuple[int, ...], size: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        keys = torch.randn(*batch, 2 * size, size, generator=torch.Generator().manual_seed(size))
+        matrix = keys.mT @ keys / size + 0.1 * torch.eye(size)
+        product = symmetric_inverse(matrix) @ matrix
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(product, torch.eye(size).expand_as(matrix), rtol=0, atol=1e-3)
+
+
+def test_the_inverse_of_what_is_not_positive_definite_is_exact_too() -> None:
+    matrix = torch.stack([torch.diag(torch.tensor([2.0, -0.5, 1.0])), torch.eye(3), torch.full((3, 3), torch.nan)])
+    inverse = symmetric_inverse(matrix)
+    torch.testing.assert_close(inverse[0], torch.diag(torch.tensor([0.5, -2.0, 1.0])))
+    torch.testing.assert_close(inverse[1], torch.eye(3))
+    assert bool(inverse[2].isnan().all())
 
 
 def test_ridge_of_nothing_is_zero_and_of_nan_is_nan() -> None:

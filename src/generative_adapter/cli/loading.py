@@ -33,10 +33,10 @@ def load_model(generator: str | None, base_model: str | None, device: str, dtype
 def load_base(generator: str | None, base_model: str | None, device: str, dtype: str) -> BaseModel:
     """The base model alone: that of a generator, unless one is named."""
     from generative_adapter.base_model.loading import load_base_model
-    from generative_adapter.checkpoint import read_generator_info
+    from generative_adapter.checkpoint import find_generator, read_generator_info
 
     if base_model is None and generator is not None:
-        base_model = read_generator_info(generator)["training"].get("recipe", {}).get("base_model")
+        base_model = read_generator_info(find_generator(generator))["training"].get("recipe", {}).get("base_model")
     return load_base_model(base_model, device=device, dtype=dtype)
 
 

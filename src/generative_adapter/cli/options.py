@@ -8,7 +8,9 @@ import typer
 
 GeneratorOption = Annotated[
     str | None,
-    typer.Option("--generator", metavar="PATH", help="Generator to use (default: the shipped one)."),
+    typer.Option(
+        "--generator", metavar="NAME", help="Generator: file, folder, hub id, facts or documents (default: facts)."
+    ),
 ]
 BaseModelOption = Annotated[
     str | None,

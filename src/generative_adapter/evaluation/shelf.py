@@ -9,11 +9,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from generative_adapter.base_model.loading import BaseModel
-from generative_adapter.checkpoint import shipped_generator
+from generative_adapter.checkpoint import find_generator
 from generative_adapter.methods.protocol import Method, Wording
 from generative_adapter.methods.registry import SETTINGS_USED, build_into, check_names
 from generative_adapter.methods.settings import MethodSettings
@@ -77,8 +76,7 @@ class MethodShelf:
 
     def _generator_digest(self) -> str:
         if self._generator is None:
-            path = shipped_generator() if self.settings.generator is None else Path(self.settings.generator)
-            self._generator = _digest(path.read_bytes()) if path.is_file() else str(path)
+            self._generator = _digest(find_generator(self.settings.generator).read_bytes())
         return self._generator
 
     def _pairs_digest(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from generative_adapter.generator.subspace import TINY, first_directions, is_narrow, kept_directions, subspace_polar
 
@@ -82,8 +83,7 @@ def ridge_inverse(state: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
     """S and (C + strength * I)^-1 of `ridge`; see there."""
     width = state.shape[-1]
     values, keys = state.float().split([state.shape[-2] - width, width], dim=-2)
-    inverse: Tensor = torch.linalg.inv_ex(keys + strength * torch.eye(keys.shape[-1], device=keys.device)).inverse
-    return values, inverse
+    return values, symmetric_inverse(keys + strength * torch.eye(keys.shape[-1], device=keys.device))
 
 
 def ridge(state: Tensor, strength: Tensor) -> Tensor:
@@ -102,6 +102,45 @@ def ridge(state: Tensor, strength: Tensor) -> Tensor:
     """
     values, inverse = ridge_inverse(state, strength)
     return values @ inverse
+
+
+def symmetric_inverse(matrix: Tensor) -> Tensor:
+    """The inverse of symmetric matrices `[..., n, n]`, by Cholesky where they are positive definite; differentiable.
+
+    Not by `torch.linalg.inv`, whose LU decomposition of a batch fails on some CPU builds with several threads (PyTorch
+    2.13 with MKL, two matrices of 512 x 512 and two threads: an error, or no number). Matrices with numbers that
+    aren't finite give NaN.
+    """
+    inverse: Tensor = _SymmetricInverse.apply(matrix)  # type: ignore[assignment]
+    return inverse
+
+
+class _SymmetricInverse(torch.autograd.Function):
+    """X = M^-1; the gradient of M is -X G X."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor) -> Tensor:
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        inverse = torch.cholesky_inverse(factor)
+        if bool(failed.any()):
+            for index in failed.nonzero().tolist():
+                inverse[tuple(index)] = _indefinite_inverse(matrix[tuple(index)])
+        ctx.save_for_backward(inverse)
+        return inverse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (inverse,) = ctx.saved_tensors
+        return -(inverse @ gradients[0] @ inverse)
+
+
+def _indefinite_inverse(matrix: Tensor) -> Tensor:
+    """The inverse of one symmetric matrix with eigenvalues below zero, such as rounding leaves in a stored memory."""
+    if not bool(matrix.isfinite().all()):
+        return torch.full_like(matrix, torch.nan)
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors / values) @ vectors.mT
 
 
 def newton_schulz(state: Tensor, backward_dtype: torch.dtype = torch.float32) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from generative_adapter.base_model.costs import base_sizes, forward_flops
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.base_model.prompts import question_ids, start_ids
-from generative_adapter.checkpoint import load_generator, shipped_generator
+from generative_adapter.checkpoint import find_generator, load_generator
 from generative_adapter.contextualizer import GenerativeAdapter
 from generative_adapter.generator.costs import adapter_flops, writing_flops
 from generative_adapter.generator.low_rank import LowRankAdapter
@@ -136,6 +136,6 @@ def _chunk_lengths(num_tokens: int, chunk_tokens: int) -> list[int]:
 
 def build(base: BaseModel, settings: MethodSettings) -> GenerativeAdapterMethod:
     """`generative-adapter`, with the settings' generator or the shipped one."""
-    path = shipped_generator() if settings.generator is None else settings.generator
+    path = find_generator(settings.generator)
     model = GenerativeAdapter(base, load_generator(path, base, any_base=settings.any_base))
     return GenerativeAdapterMethod(model, task_wording=settings.task_wording, batching=settings.batching)

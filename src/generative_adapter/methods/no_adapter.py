@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from generative_adapter.base_model.costs import base_sizes
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.base_model.prompts import question_ids
-from generative_adapter.checkpoint import read_generator_info, shipped_generator
+from generative_adapter.checkpoint import find_generator, read_generator_info
 from generative_adapter.config import PromptConfig, from_mapping
 from generative_adapter.methods.answering import Batching, answer_prompts, answering_flops
 from generative_adapter.methods.prompting import answer_form, own_form, prompt_ids
@@ -66,6 +66,6 @@ class NoAdapter:
 
 def build(base: BaseModel, settings: MethodSettings) -> NoAdapter:
     """`no-adapter`, in the wording of the settings' generator or the shipped one; its weights are not read."""
-    path = shipped_generator() if settings.generator is None else settings.generator
+    path = find_generator(settings.generator)
     prompt = from_mapping(PromptConfig, read_generator_info(path)["prompt"], "prompt")
     return NoAdapter(base, prompt, task_wording=settings.task_wording, batching=settings.batching)

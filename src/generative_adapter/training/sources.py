@@ -63,10 +63,19 @@ class ContextSampler:
         Raises:
             DataError: when all of them are too short.
         """
+        return [item for _, item in self.step_by_source(step)]
+
+    def step_by_source(self, step: int) -> list[tuple[int, ContextItem]]:
+        """The contexts of a step as `step` gives them, each with the number of its source.
+
+        Raises:
+            DataError: when all of them are too short.
+        """
         items = []
         for index, (source, number) in enumerate(self._plan(step), start=step * self.recipe.contexts_per_step):
-            items.append(self._draw(source, number, random.Random(f"{self.recipe.seed}/{source}/{index}"), False))
-        if not (askable := _askable(items)):
+            rng = random.Random(f"{self.recipe.seed}/{source}/{index}")
+            items.append((source, self._draw(source, number, rng, False)))
+        if not (askable := [(source, item) for source, item in items if _askable([item])]):
             raise DataError(f"step {step}: its contexts are a token or two each, nothing to predict; give longer texts")
         return askable
 

@@ -65,6 +65,9 @@ class GroupSampler:
         self.states, self.settings, self.seed = states, settings, seed
         self.train = [number for number, each in enumerate(states.passages) if not each.held_out]
         self.held_out = [number for number, each in enumerate(states.passages) if each.held_out]
+        self._by_source: dict[int, list[int]] = {}
+        for number in self.train:
+            self._by_source.setdefault(states.passages[number].source, []).append(number)
         self._topics = _topics(states, embeddings)
         self._train_numbers = torch.tensor(self.train)
 
@@ -81,7 +84,7 @@ class GroupSampler:
         groups: list[Group] = []
         asked = tokens = 0
         while not groups or (asked < num_questions and tokens < _TOKENS_TO_SPARE and size <= 8):
-            seed_passage = rng.choice(self.train)
+            seed_passage = rng.choice(self._seed_source(rng))
             numbers = self.around(seed_passage, size, rng)
             questions = [each for number in numbers for each in self.states.asked[number]]
             rng.shuffle(questions)
@@ -89,6 +92,14 @@ class GroupSampler:
             asked += len(groups[-1].asked)
             tokens += self._num_tokens(numbers)
         return groups
+
+    def _seed_source(self, rng: random.Random) -> list[int]:
+        """The passages that a group may be made around: all, or those of a source."""
+        shares = self.settings.source_shares
+        if not shares:
+            return self.train
+        kinds = [kind for kind in self._by_source if kind < len(shares) and shares[kind]]
+        return self._by_source[rng.choices(kinds, [shares[kind] for kind in kinds])[0]]
 
     def held_out_group(self, number: int, size: int) -> Group:
         """A held-out passage among those of the training set that are most alike, with its own questions."""

@@ -43,11 +43,13 @@ class Passage:
         chunks: token ids, without begin-of-sequence tokens.
         questions: asked about it.
         held_out: whether it is kept for evaluation.
+        source: number of the recipe's source that it comes from.
     """
 
     chunks: tuple[tuple[int, ...], ...]
     questions: tuple[AskedQuestion, ...]
     held_out: bool = False
+    source: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -55,20 +57,21 @@ class Passage:
         return sum(map(len, self.chunks))
 
 
-def passage(item: ContextItem, end: Sequence[int], held_out: bool = False) -> Passage:
+def passage(item: ContextItem, end: Sequence[int], held_out: bool = False, source: int = 0) -> Passage:
     """A context of the sampler as a passage; reconstructions and completions are left out.
 
     Args:
         item: the context.
         end: token ids that end an answer.
         held_out: whether it is kept for evaluation.
+        source: number of the source that it comes from.
     """
     questions = []
     for segment in item.segments:
         if segment.objective == "answer":
             answer = segment.ids[segment.num_prompt :]
             questions.append(AskedQuestion(segment.ids, segment.num_prompt, _found(item.chunks, answer, len(end))))
-    return Passage(item.chunks, tuple(questions), held_out)
+    return Passage(item.chunks, tuple(questions), held_out, source)
 
 
 def _found(chunks: Sequence[Sequence[int]], answer: Sequence[int], num_end: int) -> tuple[tuple[int, ...], ...]:
@@ -113,6 +116,7 @@ def load_passages(path: Path, digest: str) -> list[Passage] | None:
                 for asked in each["questions"]
             ),
             each["held_out"],
+            each["source"],
         )
         for each in stored["passages"]
     ]

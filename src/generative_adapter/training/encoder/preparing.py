@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from generative_adapter.base_model.loading import BaseModel
@@ -100,20 +101,20 @@ def draw_passages(
     passages: list[Passage] = []
     step = 0
     while len(passages) < wanted:
-        passages += [passage(item, end) for item in sampler.step(step)]
+        passages += [passage(item, end, source=source) for source, item in sampler.step_by_source(step)]
         step += 1
         if progress is not None and step % 100 == 0:
             progress("drawing", len(passages), wanted)
     for source in range(len(recipe.sources)):
         held_out = sampler.held_out(source, recipe.evaluation_contexts)
-        passages += [passage(item, end, held_out=True) for item in held_out]
+        passages += [passage(item, end, held_out=True, source=source) for item in held_out]
     short = [_without_long_questions(each) for each in passages]
     return [each for each in short if each.questions]
 
 
 def _without_long_questions(each: Passage) -> Passage:
     short = tuple(question for question in each.questions if len(question.ids) <= _LONGEST_QUESTION)
-    return Passage(each.chunks, short, each.held_out)
+    return replace(each, questions=short)
 
 
 def start_block(recipe: TrainingRecipe, generator: EncoderGenerator) -> int:

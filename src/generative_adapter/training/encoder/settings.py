@@ -27,6 +27,8 @@ class EncoderTraining:
         group_passages: numbers of passages that may share a memory; every step takes one of them, so that memories of
             short and long texts are trained side by side.
         group_shares: how often each of these numbers is taken, relative to the others.
+        source_shares: how often a group is made around a passage of each source, relative to the others; empty: as
+            often as there are passages of it.
         rows: rows of `row_tokens` tokens of questions in a pass.
         kept_rows: rows of unrelated text in a pass, whose next-token probabilities are to stay.
         kept_weight: weight of the divergence there.
@@ -46,6 +48,7 @@ class EncoderTraining:
     word_strength: float = 3.0
     group_passages: tuple[int, ...] = (3, 8, 16, 32)
     group_shares: tuple[float, ...] = (0.35, 0.4, 0.15, 0.1)
+    source_shares: tuple[float, ...] = ()
     rows: int = 12
     kept_rows: int = 2
     kept_weight: float = 1.0
@@ -65,6 +68,11 @@ class EncoderTraining:
         )
         require(len(self.lookup_layers) > 0, f"{where}.lookup_layers is empty; name at least one block")
         require(0 <= self.dropout < 1, f"{where}.dropout must lie in [0, 1), got {self.dropout}")
+        require(
+            not self.source_shares or (min(self.source_shares) >= 0 and sum(self.source_shares) > 0),
+            f"{where}.source_shares must be numbers of which none is negative, one a source, got "
+            f"{list(self.source_shares)}",
+        )
         require(
             len(self.group_passages) == len(self.group_shares) > 0
             and min(self.group_passages) > 0
