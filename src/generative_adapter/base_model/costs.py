@@ -127,7 +127,9 @@ def base_sizes(model: PreTrainedModel) -> BaseSizes:
     )
 
 
-def forward_flops(sizes: BaseSizes, num_tokens: float, row_tokens: float, head_tokens: float = 0) -> float:
+def forward_flops(
+    sizes: BaseSizes, num_tokens: float, row_tokens: float, head_tokens: float = 0, num_blocks: int | None = None
+) -> float:
     """Operations of a forward pass: sum over l of (2 n W_l + 4 n c a) + 2 m d_h V.
 
     Args:
@@ -135,9 +137,11 @@ def forward_flops(sizes: BaseSizes, num_tokens: float, row_tokens: float, head_t
         num_tokens: n, computed tokens, padding included.
         row_tokens: c, tokens of a row, each of which attends to all.
         head_tokens: m, positions at which the head runs.
+        num_blocks: of a pass that ends behind so many blocks; None: all run.
     """
-    blocks = sum(2 * num_tokens * block.weights for block in sizes.blocks)
-    attention = 4 * num_tokens * row_tokens * sizes.attention_width * len(sizes.blocks)
+    run = sizes.blocks[:num_blocks]
+    blocks = sum(2 * num_tokens * block.weights for block in run)
+    attention = 4 * num_tokens * row_tokens * sizes.attention_width * len(run)
     return blocks + attention + 2 * head_tokens * sizes.hidden_size * sizes.vocab_size
 
 

@@ -102,21 +102,24 @@ class GenerativeAdapterMethod:
     def costs(self, state: GeneratedAdapter, answers: Sequence[Answer]) -> Costs:
         """What the context and these answers cost.
 
-        Contextualising T chunks of n tokens, by `base_model.costs` and `generator.costs`: T forward passes without the
-        head, all but the first under an adapter (2 n r (d_in + d_out) a target), T writes, and T adapters made, that of
-        the last chunk for the answers. A generator of independent chunks needs one adapter only, and its reading
+        Contextualising T chunks of n tokens, by `base_model.costs` and `generator.costs`: T forward passes up to the
+        last block whose input is read, all but the first under an adapter (2 n r (d_in + d_out) a target below that
+        block), T writes, and T adapters made, that of the last chunk for the answers. A generator of independent chunks needs one adapter only, and its reading
         adapter, if any, in every pass; its chunks are counted as if of one length. Stored are the adapter's factors,
         r (d_in + d_out) numbers a target; the memory that they are made from is smaller or larger and need not be kept.
         """
         config, generator = self.model.checkpoint.config, self.model.generator
-        num_start, numbers = len(start_ids(self.base.tokenizer)), state.adapter.num_parameters
+        num_start, highest = len(start_ids(self.base.tokenizer)), generator.layers[-1]
+        below = [target.name for target in generator.targets if target.layer < highest]
+        numbers = state.adapter.num_parameters
+        while_reading = LowRankAdapter({name: state.adapter[name] for name in below}).num_parameters
         num_tokens, independent = state.memory.num_tokens, generator.independent_chunks
         reading = 0 if generator.reading_adapter is None else generator.reading_adapter.num_parameters
         chunk_tokens = -(-num_tokens // max(1, state.memory.num_chunks)) if independent else config.chunk_tokens
         making, total = adapter_flops(config, generator.targets), 0.0
         for number, length in enumerate(_chunk_lengths(num_tokens, chunk_tokens)):
-            read, under = length + num_start, reading if independent else numbers * (number > 0)
-            total += forward_flops(self._sizes, read, read) + 2 * read * under
+            read, under = length + num_start, reading if independent else while_reading * (number > 0)
+            total += forward_flops(self._sizes, read, read, num_blocks=highest) + 2 * read * under
             total += writing_flops(config, len(generator.targets), generator.hidden_size, length)
             total += making if number == 0 or not independent else 0
         factors = state.adapter.values()
