@@ -268,6 +268,26 @@ def test_groups_are_a_function_of_the_step_and_process(recipe, states, embedding
             assert {asked.passage for asked in group.asked} <= set(group.passages)
 
 
+def test_groups_are_made_around_the_sources_that_are_asked_for(recipe, base, generator, embeddings, tmp_path):
+    source = recipe.sources[0]
+    two = dataclasses.replace(
+        recipe,
+        output=str(tmp_path / "two"),
+        sources=(source, dataclasses.replace(source, style="chat", share=0.5)),
+        encoder_training=dataclasses.replace(
+            recipe.encoder_training, group_passages=(1,), group_shares=(1.0,), source_shares=(0.0, 1.0)
+        ),
+    )
+    states = prepared_states(two, base, generator, Processes("cpu"))
+    sources = [each.source for each in states.passages]
+    assert sorted(set(sources)) == [0, 1] and sources.count(0) > sources.count(1)
+    sampler = GroupSampler(states, embeddings, two.encoder_training, seed=0)
+    drawn = {
+        states.passages[n].source for step in range(20) for each in sampler.groups(step, 0, 3) for n in each.passages
+    }
+    assert drawn == {1}
+
+
 class Killed(Exception):
     pass
 
@@ -335,6 +355,9 @@ def test_start_takes_words_and_input_sizes_from_the_base_model(recipe, base, sta
         ("encoder_training.group_shares=[1]", "as many positive numbers"),
         ("encoder_training.passages=0", "passages must be positive"),
         ("encoder_training.dropout=1.0", "dropout"),
+        ("encoder_training.source_shares=[-1]", "source_shares"),
+        ("encoder_training.source_shares=[0]", "source_shares"),
+        ("encoder_training.source_shares=[1, 1]", "source_shares"),
     ],
 )
 def test_a_wrong_recipe_is_told(recipe_path, override, message):

@@ -104,9 +104,10 @@ class GenerativeAdapterMethod:
 
         Contextualising T chunks of n tokens, by `base_model.costs` and `generator.costs`: T forward passes up to the
         last block whose input is read, all but the first under an adapter (2 n r (d_in + d_out) a target below that
-        block), T writes, and T adapters made, that of the last chunk for the answers. A generator of independent chunks needs one adapter only, and its reading
-        adapter, if any, in every pass; its chunks are counted as if of one length. Stored are the adapter's factors,
-        r (d_in + d_out) numbers a target; the memory that they are made from is smaller or larger and need not be kept.
+        block), T writes, and T adapters made, that of the last chunk for the answers. A generator of independent chunks
+        needs one adapter only, and its reading adapter, if any, in every pass; its chunks are counted as if of one
+        length. Stored are the adapter's factors, r (d_in + d_out) numbers a target; the memory that they are made from
+        is smaller or larger and need not be kept.
         """
         config, generator = self.model.checkpoint.config, self.model.generator
         num_start, highest = len(start_ids(self.base.tokenizer)), generator.layers[-1]
