@@ -32,10 +32,6 @@ from generative_adapter.generator.storage import write_safetensors
 
 GENERATOR_FORMAT = "generative-adapter-generator"
 GENERATOR_FILE = "generator.safetensors"
-SHIPPED = {
-    "facts": "smollm2-135m-instruct.safetensors",
-    "documents": "smollm2-135m-instruct-documents.safetensors",
-}
 _VERSION = 1
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HEADER_KEYS = {"generator", "prompt", "base_name", "base_fingerprint", "training"}
@@ -67,28 +63,24 @@ class GeneratorCheckpoint:
         return generator_fingerprint(self.generator, self.config)
 
 
-def shipped_generator(name: str = "facts") -> Path:
-    """Path of a generator inside this package, trained for the embedded base model.
-
-    Args:
-        name: `facts`, for short texts of plain facts, or `documents`, for paragraphs; the model cards beside them say
-            what each can do.
+def shipped_generator() -> Path:
+    """Path of the generator inside this package, trained for the embedded base model.
 
     Raises:
         CheckpointError: when the installation lacks it.
     """
-    path = Path(__file__).parent / "checkpoints" / SHIPPED[name]
+    path = Path(__file__).parent / "checkpoints" / "smollm2-135m-instruct.safetensors"
     if not path.is_file():
         raise CheckpointError(f"this installation has no shipped generator ({path} is missing); pass one or train one")
     return path
 
 
 def find_generator(source: str | Path | None = None) -> Path:
-    """Path of a generator's file: a file, a folder that holds one, a hub id, or a shipped one.
+    """Path of a generator's file: a file, a folder that holds one, a hub id, or the shipped one.
 
     Args:
-        source: a path; `facts` or `documents`, a shipped generator; or `user/name` or `user/name@revision` on the
-            Hugging Face hub, which is asked only where there is no such path. None: `facts`.
+        source: a path, or `user/name` or `user/name@revision` on the Hugging Face hub, which is asked only where there
+            is no such path; None: the shipped generator.
 
     Raises:
         CheckpointError: when there is none.
@@ -96,8 +88,6 @@ def find_generator(source: str | Path | None = None) -> Path:
     if source is None:
         return shipped_generator()
     path = Path(source)
-    if str(source) in SHIPPED and not path.exists():
-        return shipped_generator(str(source))
     if path.is_dir():
         path = path / GENERATOR_FILE
     if path.is_file():

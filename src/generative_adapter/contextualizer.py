@@ -64,7 +64,7 @@ class GenerativeAdapter:
         """A base model and its generator; without arguments the embedded base and the shipped generator, offline.
 
         Args:
-            generator: what `find_generator` finds: a file, a folder, a hub id, `facts` or `documents`; None: `facts`.
+            generator: file of a generator, a folder that holds one, or its hub id; None: the shipped one.
             base_model: hub id, folder or GGUF file; None: the one the generator was trained for.
             device: `auto` or a torch device.
             dtype: number format of the base model, `auto`, `float32`, `bfloat16` or `float16`.

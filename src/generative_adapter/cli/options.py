@@ -8,9 +8,7 @@ import typer
 
 GeneratorOption = Annotated[
     str | None,
-    typer.Option(
-        "--generator", metavar="NAME", help="Generator: file, folder, hub id, facts or documents (default: facts)."
-    ),
+    typer.Option("--generator", metavar="NAME", help="Generator: file, folder or hub id (default: the shipped one)."),
 ]
 BaseModelOption = Annotated[
     str | None,

@@ -28,6 +28,7 @@ from generative_adapter.evaluation.plain_training import PlainTrainer
 from generative_adapter.evaluation.time_split import LabelledSeconds, labelled_seconds
 from generative_adapter.generator.generator import GENERATOR_LABEL
 from generative_adapter.generator.normalization import NORMALIZATION_LABEL
+from generative_adapter.training.loop import Trainer
 from generative_adapter.training.memory_blocks import keep_memory_blocks
 from generative_adapter.training.recipe import SourceConfig, TrainingRecipe
 from generative_adapter.training.run import make_trainer
@@ -221,6 +222,10 @@ def measure_training(
         ConfigError: when there is no step to measure, or the recipe has a loss the plain implementation lacks.
     """
     require(steps > 0, f"the number of measured steps must be positive, got {steps}")
+    require(
+        recipe.generator.encoder is None,
+        "the speed of training with an encoder can't be measured by this command; metrics.jsonl of a run tells it",
+    )
     require(warmup_steps >= 0, f"the number of warm-up steps must not be negative, got {warmup_steps}")
     with tempfile.TemporaryDirectory() as folder:
         recipe = with_changes(recipe, seed=seed, output=folder)
@@ -229,6 +234,7 @@ def measure_training(
         if on_cpu:
             keep_memory_blocks()
         trainer = make_trainer(recipe, base)
+        assert isinstance(trainer, Trainer)
     plain_recipe = with_changes(recipe, attention=plain_attention)
     plain_trainers = {
         name: PlainTrainer(plain_recipe, base, copy.deepcopy(trainer.generator), contexts_at_once)
