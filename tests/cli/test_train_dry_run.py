@@ -43,7 +43,16 @@ def own_files(tmp_path: Path):
     return overrides
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+WITH_ENCODER = [path for path in CONFIGS if load_recipe(path).generator.encoder is not None]
+
+
+@pytest.mark.parametrize("config", WITH_ENCODER, ids=lambda path: path.stem)
+def test_a_recipe_with_an_encoder_has_no_dry_run_yet(fails, own_files, config: Path) -> None:
+    told = fails("train", config, "--dry-run", *own_files(config))
+    assert "a dry run of generators with an encoder is not possible" in " ".join(told.split())
+
+
+@pytest.mark.parametrize("config", [path for path in CONFIGS if path not in WITH_ENCODER], ids=lambda path: path.stem)
 def test_shipped_recipe(run, own_files, empty_place_without_network: Path, config: Path) -> None:
     result = run("train", config, "--dry-run", "--json", "--processes", 2, "--teraflops", 100, *own_files(config))
     assert result.exit_code == 0, result.output
