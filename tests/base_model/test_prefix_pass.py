@@ -167,7 +167,7 @@ def test_gradients_equal_those_of_the_slow_way(family_name, settings, start, len
     expected = torch.autograd.grad((slow * weights).sum(), parameters)
     logits = parallel(base.model, generator, layout)
     actual = torch.autograd.grad((logits * weights).sum(), parameters)
-    torch.testing.assert_close(logits, slow, rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits, slow, rtol=0, atol=5e-4)  # Newton-Schulz: 3e-4 on some processors
     for name, got, wanted in zip(names, actual, expected, strict=True):
         assert wanted.norm() > 0, name
         assert (got - wanted).norm() < 3e-3 * wanted.norm(), name

@@ -13,6 +13,7 @@ from typing import Any
 
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.checkpoint import find_generator
+from generative_adapter.errors import CheckpointError
 from generative_adapter.methods.protocol import Method, Wording
 from generative_adapter.methods.registry import SETTINGS_USED, build_into, check_names
 from generative_adapter.methods.settings import MethodSettings
@@ -76,7 +77,10 @@ class MethodShelf:
 
     def _generator_digest(self) -> str:
         if self._generator is None:
-            self._generator = _digest(find_generator(self.settings.generator).read_bytes())
+            try:
+                self._generator = _digest(find_generator(self.settings.generator).read_bytes())
+            except CheckpointError:  # the method that needs it will say so
+                self._generator = str(self.settings.generator)
         return self._generator
 
     def _pairs_digest(self) -> str:
