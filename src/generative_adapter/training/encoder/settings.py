@@ -42,7 +42,7 @@ class EncoderTraining:
     lookup_labels: int = 4
     lookup_steps: int = 1500
     lookup_questions: int = 48
-    lookup_learning_rate: float = 2e-3
+    lookup_learning_rate: float = 1.5e-4
     word_weight: float = 1.0
     position_weight: float = 0.5
     word_strength: float = 3.0
