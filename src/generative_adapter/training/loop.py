@@ -1,6 +1,6 @@
-"""The training loop: steps, held-out evaluation, metrics, checkpoints, resume.
+"""Training of the paper's form of generator: its steps and held-out evaluation.
 
-Leaves out: reading recipes and building things from them (`run`).
+Leaves out: what is between the steps (`stepping`), and reading recipes and building things from them (`run`).
 """
 
 from __future__ import annotations
@@ -10,60 +10,33 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from generative_adapter.base_model.costs import base_sizes
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.base_model.prompts import pad_id, separator_ids, start_ids
 from generative_adapter.checkpoint import GeneratorCheckpoint
-from generative_adapter.errors import TrainingError
 from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.training.batches import OBJECTIVES, Batch, ContextItem, assemble, split
 from generative_adapter.training.distillation import with_teacher as add_teacher
 from generative_adapter.training.held_out import held_out_values, idle_passes
-from generative_adapter.training.metrics import append_line, finite_values, mean_values
 from generative_adapter.training.objectives import GeneratorPass, TokenLosses, count_labels, weighted_loss
 from generative_adapter.training.optimizers import build_optimizer
 from generative_adapter.training.pass_costs import batches_flops
 from generative_adapter.training.processes import Processes
 from generative_adapter.training.recipe import TrainingRecipe
 from generative_adapter.training.sources import ContextSampler
-from generative_adapter.training.state import save_checkpoint
+from generative_adapter.training.stepping import Progress, ProgressCallback, SteppedTraining
 from generative_adapter.training.whitening import measure_whiteners
 
 logger = logging.getLogger(__name__)
 
-MAX_SKIPPED_IN_A_ROW = 10
-METRICS_FILE = "metrics.jsonl"
-ProgressCallback = Callable[[Mapping[str, Any]], None]
 
-
-@dataclass
-class Progress:
-    """Where a run stands; saved with every checkpoint.
-
-    `flops` are operations of all training steps of all processes, by the formulas of `pass_costs`, those of the initial
-    generator included where its file tells them; None: not recorded from the start.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    num_tokens: int = 0
-    num_computed_tokens: int = 0
-    flops: float | None = 0.0
-    num_skipped: int = 0
-    skipped_in_a_row: int = 0
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
-    recent: list[dict[str, float]] = field(default_factory=list)  # steps since the last line of metrics
-
-
-class Trainer:
+class Trainer(SteppedTraining):
     """Trains one generator for one frozen base model.
 
     Args:
@@ -86,12 +59,9 @@ class Trainer:
         progress_callback: ProgressCallback | None = None,
         processes: Processes | None = None,
     ) -> None:
-        self.recipe = recipe
-        self.base = base
+        super().__init__(recipe, base, describe, progress_callback, processes)
         self.generator = generator
         self.sampler = sampler
-        self.progress = Progress()
-        self.processes = processes or Processes(recipe.device)
         self._pass = self.processes.parallel(
             GeneratorPass(
                 base,
@@ -102,9 +72,6 @@ class Trainer:
                 recipe.gradient_checkpointing,
             )
         )
-        self._describe = describe
-        self._callback = progress_callback
-        self._output = Path(recipe.output)
         self._flops_of = partial(
             batches_flops,
             base_sizes(base.model),
@@ -116,41 +83,6 @@ class Trainer:
         self._separator = separator_ids(base.tokenizer)
         self._weights = {name: getattr(recipe, f"{name}_weight") for name in OBJECTIVES}
         self.optimizer = build_optimizer(recipe, generator, self._whiteners())
-
-    def run(self, max_seconds: float | None = None) -> str:
-        """Trains until `num_steps` are done or `max_seconds` have passed in this call; writes a checkpoint at the end.
-
-        Returns:
-            `finished` or `out_of_time`.
-
-        Raises:
-            TrainingError: after ten steps in a row whose loss or gradient was not finite.
-        """
-        recipe = self.recipe
-        started = last_checkpoint = time.monotonic()
-        before = self.progress.seconds
-        while self.progress.step < recipe.num_steps:
-            if max_seconds is not None and self._agree(time.monotonic() - started >= max_seconds):
-                self._checkpoint()
-                return "out_of_time"
-            self.progress.recent.append(finite_values(self.train_step(self.progress.step)))
-            self.progress.step += 1
-            self.progress.seconds = before + time.monotonic() - started
-            done = self.progress.step == recipe.num_steps
-            if self.progress.step % recipe.log_steps == 0 or done:
-                self._log(self._training_line())
-                self.progress.recent = []
-            due = done or (recipe.evaluation_steps and self.progress.step % recipe.evaluation_steps == 0)
-            if due:
-                self._log({"kind": "evaluation", "step": self.progress.step, **self.evaluate()})
-            if time.monotonic() - last_checkpoint >= recipe.checkpoint_seconds or done:
-                self._checkpoint()
-                last_checkpoint = time.monotonic()
-        return "finished"
-
-    def resume_at(self, step: int) -> dict[str, nn.Parameter]:
-        """Readies the optimiser for a checkpoint of that step; gives the parameters beside the generator's: none."""
-        return {}
 
     def batches(self, items: Sequence[ContextItem], with_teacher: bool = False) -> list[Batch]:
         """The passes of one step over these contexts.
@@ -256,23 +188,6 @@ class Trainer:
         """Sums over all processes, by name."""
         return dict(zip(values, self.processes.sums(list(values.values()), self.base.device), strict=True))
 
-    def _agree(self, wish: bool) -> bool:
-        """Whether any process wishes so; the same for all."""
-        return self.processes.sums([float(wish)], self.base.device)[0] > 0
-
-    def _note_health(self, healthy: bool, step: int, loss: float, norm: float) -> None:
-        if healthy:
-            self.progress.skipped_in_a_row = 0
-            return
-        self.progress.num_skipped += 1
-        self.progress.skipped_in_a_row += 1
-        logger.warning("step %d skipped: loss %s, gradient norm %s", step, loss, norm)
-        if self.progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise TrainingError(
-                f"{MAX_SKIPPED_IN_A_ROW} steps in a row had a non-finite loss or gradient, the last is step {step} "
-                f"(loss {loss}, gradient norm {norm}); lower learning_rate or scale and resume from the last checkpoint"
-            )
-
     def evaluate(self) -> dict[str, Any]:
         """Held-out losses of every source, see `held_out_values`, by the source's number and kind."""
         self.generator.eval()
@@ -285,32 +200,6 @@ class Trainer:
                 )
         self.progress.evaluations.append({"step": self.progress.step, **report})
         return report
-
-    def _checkpoint(self) -> None:
-        if not self.processes.is_first:
-            return
-        path = save_checkpoint(self._output, self._describe(self.progress), self.optimizer, vars(self.progress))
-        logger.info("checkpoint %s", path)
-
-    def _training_line(self) -> dict[str, Any]:
-        done = self.progress
-        return {
-            "kind": "training",
-            "step": done.step,
-            "num_steps": self.recipe.num_steps,
-            **mean_values(done.recent),
-            "num_tokens": done.num_tokens,
-            "num_skipped": done.num_skipped,
-            "seconds": done.seconds,
-            "seconds_left": (self.recipe.num_steps - done.step) * done.seconds / max(1, done.step),
-        }
-
-    def _log(self, line: dict[str, Any]) -> None:
-        if not self.processes.is_first:
-            return
-        append_line(self._output / METRICS_FILE, line)
-        if self._callback is not None:
-            self._callback(line)
 
 
 @contextmanager

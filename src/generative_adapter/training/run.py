@@ -28,13 +28,14 @@ from generative_adapter.generator.storage import write_json
 from generative_adapter.training.encoder.loop import EncoderTrainer
 from generative_adapter.training.encoder.preparing import prepared_states
 from generative_adapter.training.encoder.starting import measure_start
-from generative_adapter.training.loop import METRICS_FILE, Progress, Trainer
+from generative_adapter.training.loop import Trainer
 from generative_adapter.training.memory_blocks import keep_memory_blocks
 from generative_adapter.training.metrics import drop_lines_after
 from generative_adapter.training.processes import Processes
 from generative_adapter.training.recipe import TrainingRecipe, load_recipe
 from generative_adapter.training.sources import ContextSampler
 from generative_adapter.training.state import list_checkpoints, load_checkpoint, read_progress
+from generative_adapter.training.stepping import METRICS_FILE, Progress
 from generative_adapter.training.token_cache import PrepareProgress, prepare, wait_for_stores
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,6 @@
 """The training loop of a generator with an encoder: lookups on frozen states, then passes through the base model.
 
-Same files as the paper's form (`training.loop`): checkpoints, metrics, resume. Leaves out: preparing states
-(`preparing`).
+Leaves out: what is between the steps (`training.stepping`), and preparing states (`preparing`).
 """
 
 from __future__ import annotations
@@ -10,8 +9,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +20,6 @@ from generative_adapter.base_model.lean_norms import find_plain_norms
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.base_model.prefix_pass import attention_kernel
 from generative_adapter.checkpoint import GeneratorCheckpoint
-from generative_adapter.errors import TrainingError
 from generative_adapter.generator.encoder_generator import EncoderGenerator
 from generative_adapter.training.encoder.encoding import GroupMemory, group_memories
 from generative_adapter.training.encoder.frozen_states import FrozenStates, word_counts
@@ -30,12 +27,10 @@ from generative_adapter.training.encoder.groups import Group, GroupSampler
 from generative_adapter.training.encoder.lookups import WordScores, lookup_losses
 from generative_adapter.training.encoder.passes import PassLosses, pass_losses, question_rows
 from generative_adapter.training.encoder.preparing import lookup_targets
-from generative_adapter.training.loop import MAX_SKIPPED_IN_A_ROW, METRICS_FILE, Progress, ProgressCallback
-from generative_adapter.training.metrics import append_line, finite_values, mean_values
 from generative_adapter.training.optimizers import CombinedOptimizer
 from generative_adapter.training.processes import Processes
 from generative_adapter.training.recipe import TrainingRecipe
-from generative_adapter.training.state import save_checkpoint
+from generative_adapter.training.stepping import Progress, ProgressCallback, SteppedTraining
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +41,7 @@ _SUMS = ("real_tokens", "computed_tokens", "questions")  # over all processes, w
 _STRENGTHS = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0)
 
 
-class EncoderTrainer:
+class EncoderTrainer(SteppedTraining):
     """Trains one generator with an encoder for one frozen base model.
 
     Args:
@@ -69,12 +64,8 @@ class EncoderTrainer:
         progress_callback: ProgressCallback | None = None,
         processes: Processes | None = None,
     ) -> None:
-        self.recipe, self.base, self.generator, self.states = recipe, base, generator, states
-        self.progress = Progress()
-        self.processes = processes or Processes(recipe.device)
-        self._describe = describe
-        self._callback = progress_callback
-        self._output = Path(recipe.output)
+        super().__init__(recipe, base, describe, progress_callback, processes)
+        self.generator, self.states = generator, states
         head = base.model.get_input_embeddings()
         assert isinstance(head, nn.Embedding)
         self._embeddings = head.weight.detach().cpu()
@@ -95,46 +86,14 @@ class EncoderTrainer:
         """Whether the next step is one on frozen states."""
         return self.progress.step < self._settings.lookup_steps
 
-    def run(self, max_seconds: float | None = None) -> str:
-        """Trains until all steps are done or `max_seconds` have passed in this call; writes a checkpoint at the end.
-
-        Returns:
-            `finished` or `out_of_time`.
-
-        Raises:
-            TrainingError: after ten steps in a row whose loss or gradient was not finite.
-        """
-        recipe = self.recipe
-        started = last_checkpoint = time.monotonic()
-        before = self.progress.seconds
-        while self.progress.step < self.num_steps:
-            if max_seconds is not None and self._agree(time.monotonic() - started >= max_seconds):
-                self._checkpoint()
-                return "out_of_time"
-            self.progress.recent.append(finite_values(self.train_step(self.progress.step)))
-            self.progress.step += 1
-            self.progress.seconds = before + time.monotonic() - started
-            done = self.progress.step == self.num_steps
-            switches = self.progress.step == self._settings.lookup_steps
-            if self.progress.step % recipe.log_steps == 0 or done or switches:
-                self._log(self._training_line())
-                self.progress.recent = []
-            due = recipe.evaluation_steps and self.progress.step % recipe.evaluation_steps == 0
-            if done or switches or due:
-                self._log({"kind": "evaluation", "step": self.progress.step, **self.evaluate(not switches)})
-            if switches and not done:
-                self._start_passes()
-            late = self._agree(time.monotonic() - last_checkpoint >= recipe.checkpoint_seconds)
-            if late or done or switches:
-                self._checkpoint()
-                last_checkpoint = time.monotonic()
-        return "finished"
-
     def resume_at(self, step: int) -> dict[str, nn.Parameter]:
-        """Readies the optimiser for a checkpoint of that step; gives the parameters beside the generator's."""
+        """See `SteppedTraining.resume_at`; the optimiser is that of the part which the step belongs to."""
         self.progress.step = step
         self.optimizer = self._make_optimizer()
         return self._extra()
+
+    def _closes_a_part(self) -> bool:
+        return self.progress.step == self._settings.lookup_steps
 
     def _extra(self) -> dict[str, nn.Parameter]:
         if not self.looks_up or self._scores is None:
@@ -239,11 +198,10 @@ class EncoderTrainer:
             )
 
     @torch.no_grad()
-    def evaluate(self, through_model: bool = True) -> dict[str, Any]:
-        """Losses on held-out passages, each among 7 of the training set that are most alike.
+    def evaluate(self) -> dict[str, Any]:
+        """Values of held-out passages, each among 7 of the training set that are most alike.
 
-        Args:
-            through_model: run the base model; else lookups alone.
+        Of lookups alone up to the last step on frozen states, else through the base model.
         """
         self.generator.eval()
         self.generator.compute_dtype = torch.float32
@@ -253,7 +211,7 @@ class EncoderTrainer:
         for at in range(0, len(passages), 2):
             groups = [self.sampler.held_out_group(number, 8) for number in passages[at : at + 2]]
             memories = self._memories(groups)
-            if through_model and not self.looks_up:
+            if self.progress.step > self._settings.lookup_steps:
                 found = self._pass(question_rows(self.states, groups, self.recipe.row_tokens, 64), memories)
                 every = torch.ones(int(found.question.max()) + 1, device=found.correct.device)
                 exact = every.scatter_reduce(0, found.question, found.correct.float(), "amin")
@@ -294,7 +252,7 @@ class EncoderTrainer:
         return report
 
     @torch.no_grad()
-    def _start_passes(self) -> None:
+    def _begin_next_part(self) -> None:
         """Lets the lookups say what they find, as loudly as gives the least loss, and starts a new optimiser."""
         groups = [self.sampler.held_out_group(number, 8) for number in self.sampler.held_out[:24]]
         memories = [each for at in range(0, len(groups), 4) for each in self._memories(groups[at : at + 4])]
@@ -362,49 +320,6 @@ class EncoderTrainer:
             assert parameter.grad is not None
             parameter.grad.copy_(flat[at : at + parameter.numel()].view_as(parameter))
             at += parameter.numel()
-
-    def _agree(self, wish: bool) -> bool:
-        return self.processes.sums([float(wish)], self.base.device)[0] > 0
-
-    def _note_health(self, healthy: bool, step: int, loss: float, norm: float) -> None:
-        if healthy:
-            self.progress.skipped_in_a_row = 0
-            return
-        self.progress.num_skipped += 1
-        self.progress.skipped_in_a_row += 1
-        logger.warning("step %d skipped: loss %s, gradient norm %s", step, loss, norm)
-        if self.progress.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise TrainingError(
-                f"{MAX_SKIPPED_IN_A_ROW} steps in a row had a non-finite loss or gradient, the last is step {step} "
-                f"(loss {loss}, gradient norm {norm}); lower learning_rate and resume from the last checkpoint"
-            )
-
-    def _checkpoint(self) -> None:
-        if not self.processes.is_first:
-            return
-        described, progress = self._describe(self.progress), vars(self.progress)
-        path = save_checkpoint(self._output, described, self.optimizer, progress, extra=self._extra())
-        logger.info("checkpoint %s", path)
-
-    def _training_line(self) -> dict[str, Any]:
-        done = self.progress
-        return {
-            "kind": "training",
-            "step": done.step,
-            "num_steps": self.num_steps,
-            **mean_values(done.recent),
-            "num_tokens": done.num_tokens,
-            "num_skipped": done.num_skipped,
-            "seconds": done.seconds,
-            "seconds_left": (self.num_steps - done.step) * done.seconds / max(1, done.step),
-        }
-
-    def _log(self, line: Mapping[str, Any]) -> None:
-        if not self.processes.is_first:
-            return
-        append_line(self._output / METRICS_FILE, dict(line))
-        if self._callback is not None:
-            self._callback(line)
 
 
 def _by_question(losses: Tensor, question: Tensor) -> Tensor:
