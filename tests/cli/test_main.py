@@ -10,7 +10,7 @@ import pytest
 from generative_adapter.cli import loading
 from generative_adapter.errors import BaseModelError
 
-COMMANDS = ["ask", "contextualize", "forget", "chat", "export", "info", "train", "demo"]
+COMMANDS = ["ask", "contextualize", "forget", "chat", "export", "trim-adapters", "info", "train", "demo"]
 
 
 def test_help_lists_every_command(run):

@@ -3,56 +3,39 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from engine_setup import MAX_TOKENS, TEXTS, environment
+from generative_adapter.cli.main import app
 from generative_adapter.export.peft import TENSOR_FILE, save_peft
+from generative_adapter.export.vllm_server import VllmServer
+from running_vllm import Refused, RunningVllm
 
 pytestmark = pytest.mark.engines
-_START_SECONDS = 420
-_RANK = 320
-
-
-class Refused(Exception):
-    """What the server answered instead: status and text."""
+_RANK = 512
 
 
 class Server:
     """A running server.
 
     Args:
-        url: of its API.
-        log: where it writes.
+        running: the process.
+        adapters: folder of what the plugin makes.
     """
 
-    def __init__(self, url: str, log: Path) -> None:
-        self.url, self.log = url, log
-
-    def post(self, path: str, body: dict[str, Any]) -> Any:
-        request = urllib.request.Request(
-            f"{self.url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=300) as response:
-                text = response.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                raise Refused(error.code, error.read().decode()) from None
-        return json.loads(text) if text.startswith("{") else text
+    def __init__(self, running: RunningVllm, adapters: Path) -> None:
+        self.url, self.post, self.get, self.adapters = running.url, running.post, running.get, adapters
 
     def load(self, name: str, folder: Path) -> None:
         self.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+
+    def names(self) -> set[str]:
+        return {model["id"] for model in self.get("/v1/models")["data"]}
 
     def answer(self, name: str, ids: list[int], end: list[int]) -> str:
         body = {"model": name, "prompt": ids, "max_tokens": MAX_TOKENS, "temperature": 0, "stop_token_ids": end}
@@ -68,55 +51,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(base_folder: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     python = environment("vllm")
     work = tmp_path_factory.mktemp("vllm")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        python,
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--model",
-        base_folder,
-        "--served-model-name",
-        "base",
-    ]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
-    command += ["--max-model-len", "512", "--max-num-seqs", "32"]
-    command += ["--enable-lora", "--max-loras", "8", "--max-cpu-loras", "16", "--max-lora-rank", str(_RANK)]
+    options = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "32"]
+    options += ["--enable-lora", "--max-loras", "8", "--max-cpu-loras", "16", "--max-lora-rank", str(_RANK)]
     settings = {
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_CPU_KVCACHE_SPACE": "2",
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1",
         "GENERATIVE_ADAPTER_STORE": str(store),
         "GENERATIVE_ADAPTER_FOLDERS": str(work / "adapters"),
     }
-    log = work / "server.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [str(part) for part in command], stdout=output, stderr=output, env=os.environ | settings, cwd=work
-        )
-        try:
-            yield _started(process, Server(f"http://127.0.0.1:{port}", log))
-        finally:
-            process.terminate()
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def _started(process: subprocess.Popen[bytes], server: Server) -> Server:
-    until = time.monotonic() + _START_SECONDS
-    while time.monotonic() < until:
-        if process.poll() is not None:
-            pytest.fail(f"vLLM ended with {process.returncode}:\n{server.log.read_text()[-4000:]}")
-        try:
-            with urllib.request.urlopen(f"{server.url}/health", timeout=5):
-                return server
-        except (urllib.error.URLError, OSError):
-            time.sleep(2)
-    pytest.fail(f"vLLM did not start in {_START_SECONDS} s:\n{server.log.read_text()[-4000:]}")
+    with RunningVllm(python, base_folder, work, options, settings) as running:
+        yield Server(running, work / "adapters")
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +93,38 @@ def test_a_memory_is_served_by_its_name(server: Server, memories, prompts, end, 
     assert len(wrong) <= 2, wrong  # the plugin's adapters are bfloat16
 
 
+def test_a_trimmed_adapter_is_made_anew_when_it_is_asked_for(server: Server, memories, prompts, end, store: Path):
+    memories[2].save(store / "trimmed.safetensors")
+    own = [prompt for prompt in prompts if prompt.text == 2]
+    before = [server.answer("context:trimmed", prompt.ids, end) for prompt in own]
+    assert list(server.adapters.glob("trimmed/*")) and "context:trimmed" in server.names()
+    command = ["trim-adapters", str(server.adapters), "--max-gb", "0", "--vllm", server.url, "--grace-seconds", "0"]
+    result = CliRunner().invoke(app, [*command, "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["kept"] == 0 and not list(server.adapters.iterdir())
+    assert not any(name.startswith("context:") for name in server.names())
+    assert [server.answer("context:trimmed", prompt.ids, end) for prompt in own] == before
+    assert list(server.adapters.glob("trimmed/*")) and "context:trimmed" in server.names()
+
+
+def test_a_replaced_memory_is_served_after_unloading(server: Server, memories, prompts, end, store: Path):
+    own = [prompt for prompt in prompts if prompt.text == 1]
+
+    def answers(name: str) -> list[str]:
+        return [server.answer(f"context:{name}", prompt.ids, end) for prompt in own]
+
+    for name, memory in (("before", memories[0]), ("after", memories[1]), ("replaced", memories[0])):
+        memory.save(store / f"{name}.safetensors")
+    before, after = answers("before"), answers("after")
+    assert before != after
+    assert answers("replaced") == before
+    memories[1].save(store / "replaced.safetensors")
+    assert answers("replaced") == before, "vLLM keeps what it resolved"
+    VllmServer(server.url).unload(["replaced"])
+    assert answers("replaced") == after
+    assert len(list(server.adapters.glob("replaced/*"))) == 2
+
+
 @pytest.mark.parametrize("name", ["context:nobody", "context:../store/text-0", "context:"])
 def test_an_unknown_memory_is_not_found(server: Server, prompts, end, name):
     with pytest.raises(Refused) as error:
@@ -166,9 +141,9 @@ def test_a_damaged_adapter_is_refused_and_the_server_goes_on(server: Server, mod
     assert server.answer("base", prompts[0].ids, end)
 
 
-@pytest.mark.parametrize("rank", [8, 16, 32, 64, 128, 256, 320])
+@pytest.mark.parametrize("rank", [8, 16, 32, 64, 128, 256, 320, 512])
 def test_every_rank_loads(server: Server, model, memories, prompts, end, tmp_path, rank):
-    """The answers of a truncated adapter are those that we give under it."""
+    """The answers of an adapter truncated, or padded where it has less, are those that we give under it."""
     from generative_adapter.base_model.decoding import greedy_answers
     from generative_adapter.base_model.inject import inject
     from generative_adapter.export.peft import load_peft

@@ -72,7 +72,7 @@ def test_a_new_content_has_a_new_version(store, model, memory):
 
 @pytest.mark.parametrize("name", ["", "../ann", "a/b", ".hidden", "ann.safetensors", "a" * 201, "a\n", "ä"])
 def test_a_name_is_no_path(store, folders, memory, name):
-    for call in (store.get, store.version, store.delete, folders.adapter, folders.forget):
+    for call in (store.get, store.version, store.delete, folders.adapter):
         with pytest.raises(ConfigError, match="can't be called"):
             call(name)
     with pytest.raises(ConfigError, match="can't be called"):
@@ -111,9 +111,6 @@ def test_a_memory_that_grew_has_another_adapter(model, store, folders, memory):
     assert first != second and second is not None
     name = "model.layers.1.mlp.down_proj"
     torch.testing.assert_close(load_peft(second)[name].delta(), model.adapter(both)[name].delta(), rtol=0.02, atol=0.02)
-    folders.forget("ann")
-    assert not second.exists()
-    assert folders.adapter("ann") == second
 
 
 def test_threads_get_the_same_whole_folder(store, folders, memory):

@@ -11,7 +11,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from generative_adapter.cli import ask, bench, chat, contextualize, demo, evaluate, export, forget, info, prepare, train
+from generative_adapter.cli import (
+    ask,
+    bench,
+    chat,
+    contextualize,
+    demo,
+    evaluate,
+    export,
+    forget,
+    info,
+    prepare,
+    train,
+    trim_adapters,
+)
 from generative_adapter.cli.console import configure_logging, print_error
 from generative_adapter.errors import GenerativeAdapterError
 
@@ -74,6 +87,7 @@ app.command("contextualize")(contextualize.contextualize)
 app.command("forget")(forget.forget)
 app.command("chat")(chat.chat)
 app.command("export")(export.export)
+app.command("trim-adapters")(trim_adapters.trim_adapters)
 app.command("info")(info.info)
 app.command("train")(train.train)
 app.command("prepare")(prepare.prepare)

@@ -1,13 +1,13 @@
 """AdapterFolders: PEFT folders of the memories of a store, each made when it is first asked for.
 
 No base model is loaded: an adapter is made from the memory and the generator's weights alone. Leaves out: who loads the
-folders (`vllm_plugin`).
+folders (`vllm_plugin`), and who deletes them (`trimming`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import shutil
+import os
 import threading
 from pathlib import Path
 
@@ -50,6 +50,8 @@ class AdapterFolders:
     def adapter(self, memory_id: str) -> Path | None:
         """The PEFT folder of a memory as it is now; None: the store has no such memory.
 
+        A folder that is there already is marked as used: the time of its config file becomes the present.
+
         Raises:
             ConfigError: when no memory can have that name.
             CheckpointError: when its file is damaged.
@@ -62,16 +64,27 @@ class AdapterFolders:
         marks = f"{version}/{self._fingerprint}/{self._rank}/{self._dtype}/{self._base_name}"
         path = self.folder / memory_id / hashlib.sha256(marks.encode()).hexdigest()[:16]
         with self._lock:
-            if not (path / CONFIG_FILE).is_file():
+            for is_last in (False, True):
+                if _mark_used(path):
+                    return path
                 try:
                     memory = self.store.get(memory_id, self._fingerprint)
                 except DataError:  # deleted since
                     return None
                 adapter = self.checkpoint.generator.adapter(memory.states)
-                save_peft(adapter, path, self._base_name, rank=self._rank, dtype=self._dtype)
+                try:
+                    save_peft(adapter, path, self._base_name, rank=self._rank, dtype=self._dtype)
+                    break
+                except OSError:  # another process put the same folder there, or trimmed the one around it, meanwhile
+                    if is_last:
+                        raise
         return path
 
-    def forget(self, memory_id: str) -> None:
-        """Removes every adapter of a memory from this disk; an engine that holds one must have let go of it before."""
-        require_id(memory_id)
-        shutil.rmtree(self.folder / memory_id, ignore_errors=True)
+
+def _mark_used(path: Path) -> bool:
+    """Whether an adapter is there; if so, it has been used now."""
+    try:
+        os.utime(path / CONFIG_FILE)
+        return True
+    except OSError:  # there is none, or it can be read only
+        return (path / CONFIG_FILE).is_file()

@@ -95,7 +95,6 @@ def folders_from_environment(location: str) -> AdapterFolders:
         ConfigError: when a setting is wrong.
         CheckpointError: when the generator can't be read.
     """
-    from generative_adapter.base_model.dequantise import cache_folder
     from generative_adapter.checkpoint import find_generator, load_generator_alone
     from generative_adapter.export.adapter_folders import AdapterFolders
     from generative_adapter.export.memory_store import MemoryStore
@@ -105,8 +104,15 @@ def folders_from_environment(location: str) -> AdapterFolders:
     if rank is not None and rank not in map(str, RANKS):
         raise ConfigError(f"{RANK_VARIABLE} must be one of {', '.join(map(str, RANKS))}, got {rank!r}")
     checkpoint = load_generator_alone(find_generator(os.environ.get(GENERATOR_VARIABLE) or None))
-    folder = Path(os.environ.get(FOLDERS_VARIABLE) or cache_folder() / "adapters")
-    return AdapterFolders(MemoryStore(location), checkpoint, folder, rank=None if rank is None else int(rank))
+    chosen = None if rank is None else int(rank)
+    return AdapterFolders(MemoryStore(location), checkpoint, adapters_folder(), rank=chosen)
+
+
+def adapters_folder() -> Path:
+    """Where the environment has adapters kept on this machine."""
+    from generative_adapter.base_model.dequantise import cache_folder
+
+    return Path(os.environ.get(FOLDERS_VARIABLE) or cache_folder() / "adapters")
 
 
 def stable_number(name: str) -> int:
