@@ -164,7 +164,7 @@ def named_weights(generator: ContextGenerator) -> dict[str, Tensor]:
 
 
 def load_weights(
-    generator: ContextGenerator, tensors: Mapping[str, Tensor], what: str, *, may_lack: str | None = None
+    generator: ContextGenerator, tensors: Mapping[str, Tensor], what: str, *, may_lack: str | tuple[str, ...] = ()
 ) -> None:
     """Copies tensors by name into a generator.
 
@@ -172,13 +172,14 @@ def load_weights(
         generator: keeps what it has of the tensors that may lack.
         tensors: by name.
         what: where they come from, for messages.
-        may_lack: tensors with this in their names need not be given.
+        may_lack: tensors with this, or one of these, in their names need not be given.
 
     Raises:
         CheckpointError: when names or shapes differ; says which.
     """
     own = generator.named_weights()
-    own = {name: p for name, p in own.items() if name in tensors or may_lack is None or may_lack not in name}
+    parts = (may_lack,) if isinstance(may_lack, str) else may_lack
+    own = {name: p for name, p in own.items() if name in tensors or not any(part in name for part in parts)}
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:
         raise CheckpointError(

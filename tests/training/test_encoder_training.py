@@ -375,3 +375,62 @@ def test_a_generator_of_another_form_is_no_start(recipe_path, tmp_path):
 
 def test_settings_have_defaults():
     assert EncoderTraining().lookup_layers == (27, 28, 29)
+
+
+def with_encoder_training(recipe, **changes):
+    return dataclasses.replace(recipe, encoder_training=dataclasses.replace(recipe.encoder_training, **changes))
+
+
+def test_states_of_another_run_are_taken_over(recipe, base, generator, states, tmp_path, monkeypatch):
+    """Also by a run of fewer states and one more passage, which alone is read."""
+    other = with_encoder_training(recipe, passages=25, states_from=recipe.output)
+    other = dataclasses.replace(other, output=str(tmp_path / "other"))
+    read: list[int] = []
+
+    def counted(model, blocks, ids, mask):
+        read.append(len(ids))
+        return capture_block_inputs(model, blocks, ids, mask)
+
+    monkeypatch.setattr("generative_adapter.training.encoder.frozen_states.capture_block_inputs", counted)
+    found = prepared_states(other, base, generator, Processes("cpu"))
+    new = [each for each in found.passages if each.chunks not in {known.chunks for known in states.passages}]
+    assert 1 <= len(new) < len(found.passages) / 2
+    assert sum(read) == sum(len(each.chunks) for each in new)
+    fresh = prepared_states(
+        dataclasses.replace(with_encoder_training(other, states_from=None), output=str(tmp_path / "fresh")),
+        base,
+        generator,
+        Processes("cpu"),
+    )
+    assert fresh.passages == found.passages
+    for number in range(len(found.passages)):
+        # another batch rounds elsewhere in the last bit of bfloat16
+        expected, own = fresh.passage_states(number).float(), found.passage_states(number).float()
+        torch.testing.assert_close(own, expected, rtol=0.02, atol=0.02)
+        for asked in found.asked[number]:
+            torch.testing.assert_close(
+                found.lookup_inputs(asked).float(), fresh.lookup_inputs(asked).float(), rtol=0.02, atol=0.02
+            )
+            torch.testing.assert_close(
+                found.question_states(asked).float(), fresh.question_states(asked).float(), rtol=0.02, atol=0.02
+            )
+
+
+def test_states_that_are_not_there_are_not_taken_over(recipe, base, generator, tmp_path):
+    other = with_encoder_training(recipe, states_from=str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"states_from.*no complete states"):
+        prepared_states(other, base, generator, Processes("cpu"))
+
+
+def test_a_run_without_lookups_goes_on_from_a_generator_with_fewer_targets(recipe_path, tmp_path, base):
+    first = run_training(recipe_path, ["num_steps=1", "generator.layers=[2]"], output=tmp_path / "first")
+    settings = ["encoder_training.lookup_steps=0", f"initial_generator={first.generator}", "learning_rate=1e-9"]
+    settings += ["generator.encoder.constant_from_layer=1", f"encoder_training.states_from={tmp_path / 'first'}"]
+    second = run_training(recipe_path, [*settings, "num_steps=1"], output=tmp_path / "second")
+    assert second.step == 1
+    before, after = load_generator(first.generator, base).generator, load_generator(second.generator, base).generator
+    assert isinstance(before, EncoderGenerator) and isinstance(after, EncoderGenerator)
+    own, new = before.named_weights(), after.named_weights()
+    assert own.keys() < new.keys()
+    for name, weight in own.items():
+        torch.testing.assert_close(new[name], weight, rtol=1e-3, atol=1e-4)

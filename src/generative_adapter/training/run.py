@@ -203,10 +203,13 @@ def _make_encoder_trainer(
             progress({"kind": "preparing", "source": what, "num_records": done, "num_tokens": total})
 
     states = prepared_states(recipe, base, generator, processes, tell)
+    measure_start(generator, base, states)
     if recipe.initial_generator is not None:
-        load_weights(generator, load_file(recipe.initial_generator), recipe.initial_generator)
-    else:
-        measure_start(generator, base, states)
+        tensors = load_file(recipe.initial_generator)
+        new = [f"{each.name}." for each in generator.targets if f"{each.name}.query_proj" not in tensors]
+        changed = generator.constant.targets if generator.constant is not None else ()
+        new += [f"{each.name}.constant_" for each in changed if f"{each.name}.constant_down" not in tensors]
+        load_weights(generator, tensors, recipe.initial_generator, may_lack=tuple(new))
     trainer = EncoderTrainer(
         recipe, base, generator, states, lambda done: describe(recipe, base, trainer, done), progress, processes
     )

@@ -56,7 +56,7 @@ class FrozenStates:
         passages: the passages, in an order that stays.
         states: blocks whose inputs the encoder reads, beside the embeddings.
         start_block: block whose inputs are kept of questions.
-        targets: linears whose inputs are kept at the tokens before the first labels.
+        targets: linears whose inputs are kept at the tokens before the first labels; may be none.
         num_labels: at most so many labels of an answer are looked up.
         hidden_size: d_h.
     """
@@ -92,6 +92,8 @@ class FrozenStates:
             "lookups": (labels, widths),
         }
         self._files: dict[str, np.memmap[Any, Any]] = {}
+        self.known_passages: set[int] = set()
+        self.known_questions: set[tuple[int, int]] = set()
 
     @property
     def num_bytes(self) -> int:
@@ -101,6 +103,8 @@ class FrozenStates:
     def open(self, mode: Literal["r", "r+", "w+"] = "r") -> None:
         """Maps the files; with mode `w+` they are made anew, with `r+` they can be written to."""
         for name, shape in self._shapes.items():
+            if 0 in shape:
+                continue  # no target's inputs are kept
             self._files[name] = np.memmap(self.folder / f"{name}.bf16", np.int16, mode, shape=shape)
 
     def passage_states(self, index: int) -> Tensor:
@@ -117,6 +121,41 @@ class FrozenStates:
         question = self.passages[asked.passage].questions[asked.number]
         stop = asked.first_label + min(self.num_labels, question.num_labels)
         return self._read("lookups", asked.first_label, stop)
+
+    def take_over(self, other: FrozenStates, write: bool = True) -> None:
+        """Copies what another folder holds of the same passages and questions; `fill` leaves that out.
+
+        Args:
+            other: open for reading, of the same base model.
+            write: False only notes what `fill` may leave out, where another process writes it.
+        """
+        same_states = set(self.states) <= set(other.states)
+        same_questions = (self.start_block, self.targets, self.num_labels) == (
+            other.start_block,
+            other.targets,
+            other.num_labels,
+        )
+        numbers = {each.chunks: number for number, each in enumerate(other.passages)}
+        columns = [other.states.index(state) for state in self.states] if same_states else []
+        asked_there: dict[tuple[int, ...], Asked] = {}
+        if same_questions:
+            for each in other.asked:
+                asked_there |= {other.passages[one.passage].questions[one.number].ids: one for one in each}
+        for number, each in enumerate(self.passages):
+            there = numbers.get(each.chunks)
+            if same_states and there is not None:
+                self.known_passages.add(number)
+                if write:
+                    blocks = other.passage_states(there).view(each.num_tokens, -1, self.hidden_size)
+                    self._write("passages", int(self.first_token[number]), blocks[:, columns].flatten(1))
+            for asked in self.asked[number]:
+                one = asked_there.get(each.questions[asked.number].ids)
+                if one is not None:
+                    self.known_questions.add((number, asked.number))
+                if one is not None and write:
+                    self._write("questions", asked.first_token, other.question_states(one))
+                    if self.targets:
+                        self._write("lookups", asked.first_label, other.lookup_inputs(one))
 
     def _read(self, name: str, start: int, stop: int) -> Tensor:
         return torch.from_numpy(np.array(self._files[name][start:stop])).view(torch.bfloat16)
@@ -138,12 +177,14 @@ class FrozenStates:
         chunks = []
         for index, each in enumerate(self.passages):
             at = int(self.first_token[index])
-            for chunk in each.chunks:
+            for chunk in each.chunks if index not in self.known_passages else ():
                 chunks.append((at, chunk))
                 at += len(chunk)
         self._each(chunks[rank::size], "passages", progress, lambda batch: self._fill_passages(base, batch, start, pad))
-        rows = [(asked, self.passages[asked.passage].questions[asked.number]) for each in self.asked for asked in each]
-        questions = [((asked, question), question.ids) for asked, question in rows]
+        rows = [asked for each in self.asked for asked in each]
+        wanted = [asked for asked in rows if (asked.passage, asked.number) not in self.known_questions]
+        pairs = [(asked, self.passages[asked.passage].questions[asked.number]) for asked in wanted]
+        questions = [((asked, question), question.ids) for asked, question in pairs]
         self._each(questions[rank::size], "questions", progress, lambda batch: self._fill_questions(base, batch, pad))
         for file in self._files.values():
             file.flush()
@@ -176,6 +217,11 @@ class FrozenStates:
     def _fill_questions(self, base: BaseModel, batch: Sequence[tuple[Any, Sequence[int]]], pad: int) -> None:
         ids, mask = padded([ids for _, ids in batch], pad)
         inputs: dict[str, Tensor] = {}
+        if not self.targets:
+            hidden = capture_block_inputs(base.model, [self.start_block], ids.to(base.device), mask.to(base.device))
+            for row, ((asked, _), own) in enumerate(batch):
+                self._write("questions", asked.first_token, hidden[self.start_block][row, : len(own)])
+            return
         captured: dict[int, Tensor] = {}
         with on_block_inputs(base.model, [self.start_block], captured.__setitem__), self._inputs(base, inputs):
             decoder = getattr(base.model, "base_model", base.model)

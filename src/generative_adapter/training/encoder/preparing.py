@@ -14,6 +14,7 @@ from pathlib import Path
 
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.base_model.prompts import end_ids
+from generative_adapter.base_model.targets import all_linears, find_blocks
 from generative_adapter.config import TargetShape, to_mapping
 from generative_adapter.errors import ConfigError
 from generative_adapter.generator.encoder_generator import EncoderGenerator
@@ -62,7 +63,7 @@ def prepared_states(
         passages,
         generator.layers[1:],
         start_block(recipe, generator),
-        lookup_targets(recipe, generator),
+        lookup_targets(recipe, generator) if recipe.encoder_training.lookup_steps else (),
         recipe.encoder_training.lookup_labels,
         generator.hidden_size,
     )
@@ -71,6 +72,8 @@ def prepared_states(
         "states": list(states.states),
         "start_block": states.start_block,
         "targets": [target.name for target in states.targets],
+        "num_labels": states.num_labels,
+        "base": base.fingerprint,
     }
     done = folder / _DONE
     if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == wanted:
@@ -82,6 +85,10 @@ def prepared_states(
         states.open("w+")
     processes.wait()
     states.open("r+")
+    if recipe.encoder_training.states_from is not None:
+        known = _states_there(base, Path(recipe.encoder_training.states_from) / FOLDER, generator.hidden_size)
+        states.take_over(known, write=processes.is_first)
+        processes.wait()
     states.fill(base, processes.rank, processes.size, progress)
     processes.wait()
     if processes.is_first:
@@ -148,6 +155,29 @@ def lookup_targets(recipe: TrainingRecipe, generator: EncoderGenerator) -> list[
     if missing := set(layers) - {target.layer for target in found}:
         raise ConfigError(f"encoder_training.lookup_layers: no target in block {min(missing)}; see generator.layers")
     return found
+
+
+def _states_there(base: BaseModel, folder: Path, hidden_size: int) -> FrozenStates:
+    """The states that another run of the same base model computed.
+
+    Raises:
+        ConfigError: when the folder holds none, or those of another base model.
+    """
+    done = folder / _DONE
+    if not done.is_file():
+        raise ConfigError(f"encoder_training.states_from: {folder} holds no complete states; name the folder of a run")
+    kind = json.loads(done.read_text(encoding="utf-8"))
+    if kind.get("base") != base.fingerprint:
+        raise ConfigError(f"encoder_training.states_from: the states in {folder} are of another base model")
+    passages = load_passages(folder / "passages.json", kind["digest"])
+    assert passages is not None
+    linears = {each.name: each for each in all_linears(base.model, range(len(find_blocks(base.model)[1])))}
+    targets = [linears[name] for name in kind["targets"]]
+    states = FrozenStates(
+        folder, passages, kind["states"], kind["start_block"], targets, kind["num_labels"], hidden_size
+    )
+    states.open()
+    return states
 
 
 def _digest(recipe: TrainingRecipe, base: BaseModel) -> str:

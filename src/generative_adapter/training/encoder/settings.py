@@ -14,6 +14,8 @@ class EncoderTraining:
     Attributes:
         passages: contexts drawn from the sources before training; the states that the frozen base model gives them and
             their questions are kept on disk, so every one of them can be trained on many times.
+        states_from: folder of another run of the same base model; what it knows of the same passages and questions is
+            copied, not computed again.
         lookup_layers: blocks whose targets look words up from the start: lookups are learned on frozen states first,
             and their reads say the words they find.
         lookup_labels: tokens of an answer that are looked up.
@@ -38,6 +40,7 @@ class EncoderTraining:
     """
 
     passages: int = 16000
+    states_from: str | None = None
     lookup_layers: tuple[int, ...] = (27, 28, 29)
     lookup_labels: int = 4
     lookup_steps: int = 1500

@@ -1,0 +1,137 @@
+"""Writes questions about passages of plain text with a writer that `train_writer.py` trained, by vLLM.
+
+    python scripts/questions/write_questions.py --writer runs/question-writer --passages 8000 \
+        --output runs/questions.jsonl ../shared/data/pretrain/train-00.jsonl.zst ...
+
+Runs in an environment with vLLM (`make test-engines` makes one in .venv-vllm) and zstandard. A line of the output is
+`{"context", "title", "source", "qa": [{"question", "answers"}]}`, the format that recipes read with `kind: questions`.
+A run that was cut short goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import random
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+HEADING = "\n\nQuestions and answers:\n"
+_LEAST_WORDS, _MOST_WORDS = 60, 170
+_BATCH = 512
+
+
+def passages_of(text: str, most: int) -> list[str]:
+    """The first runs of paragraphs of a text, of 60 to 170 words each; headings go with none of them."""
+    found: list[str] = []
+    run: list[str] = []
+    for paragraph in text.split("\n"):
+        words = len(paragraph.split())
+        if words < 12 or not paragraph.rstrip().endswith((".", "!", "?", '"')):
+            continue
+        so_far = sum(len(each.split()) for each in run)
+        if run and so_far + words > _MOST_WORDS:
+            run, so_far = [], 0
+        run.append(" ".join(paragraph.split()))
+        if _LEAST_WORDS <= so_far + words <= _MOST_WORDS:
+            found.append("\n".join(run))
+            run = []
+        elif so_far + words > _MOST_WORDS:
+            run = []
+        if len(found) == most:
+            break
+    return found
+
+
+def documents(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    """The documents of JSON Lines files, zstd."""
+    for path in paths:
+        with path.open("rb") as file:
+            for line in io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), encoding="utf-8"):
+                yield json.loads(line)
+
+
+def choose(paths: list[Path], num_passages: int, per_document: int) -> list[dict[str, str]]:
+    """Passages of encyclopedia articles (nine of ten) and textbooks; several of one article where it is long."""
+    rng = random.Random(0)
+    chosen: list[dict[str, str]] = []
+    for document in documents(paths):
+        source = document["source"]
+        if not source.startswith(("wiki", "openstax")):
+            continue
+        found = passages_of(document["text"], 40 if source.startswith("openstax") else per_document)
+        if source.startswith("openstax") and len(found) > per_document:
+            found = rng.sample(found, per_document)
+        if len(found) < 2 and rng.random() < 0.7:
+            continue
+        chosen += [{"context": each, "title": document.get("title", ""), "source": source} for each in found]
+    rng.shuffle(chosen)
+    return chosen[:num_passages]
+
+
+_LINE = re.compile(r"^- (?P<answer>[^|\n]+) \| (?P<question>[^|\n]+\?)$")
+
+
+def read_pairs(passage: str, written: str) -> list[dict[str, Any]]:
+    """The questions of a list whose answers stand in the passage and not in the question."""
+    pairs: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for line in written.split("\n"):
+        match = _LINE.match(line)
+        if not match:
+            continue
+        answer, question = match["answer"].strip(), match["question"].strip()
+        stands = re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", passage)
+        fits = len(answer.split()) <= 10 and 4 <= len(question.split()) <= 35
+        if stands and fits and answer.lower() not in question.lower() and question not in seen:
+            seen.add(question)
+            pairs.append({"question": question, "answers": [answer]})
+    return pairs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("texts", nargs="+", type=Path, help="documents with text, title and source, JSON Lines, zstd")
+    parser.add_argument("--writer", required=True, help="folder that train_writer.py wrote")
+    parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument("--passages", type=int, default=8000)
+    parser.add_argument("--per-document", type=int, default=4, help="most passages of one document")
+    parser.add_argument("--max-tokens", type=int, default=130, help="of a passage's list")
+    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--max-seconds", type=float, default=3600)
+    arguments = parser.parse_args()
+
+    start = time.monotonic()
+    wanted = choose(arguments.texts, arguments.passages, arguments.per_document)
+    done = arguments.output.with_suffix(".done")
+    at = int(done.read_text()) if done.exists() else 0
+    print(f"{len(wanted)} passages, {at} done", flush=True)
+
+    from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]  # of an environment of its own
+
+    writer = LLM(arguments.writer, dtype="bfloat16", max_model_len=768, max_num_seqs=256, enable_prefix_caching=False)
+    sampling = SamplingParams(temperature=arguments.temperature, top_p=0.95, max_tokens=arguments.max_tokens, seed=1)
+    kept = asked = 0
+    while at < len(wanted) and time.monotonic() - start < arguments.max_seconds:
+        batch = wanted[at : at + _BATCH]
+        outputs = writer.generate([each["context"] + HEADING for each in batch], sampling, use_tqdm=False)
+        with arguments.output.open("a", encoding="utf-8") as file:
+            for passage, output in zip(batch, outputs, strict=True):
+                asked += output.outputs[0].text.count(" | ")
+                pairs = read_pairs(passage["context"], output.outputs[0].text)
+                kept += len(pairs)
+                if pairs:
+                    file.write(json.dumps(passage | {"qa": pairs}, ensure_ascii=False) + "\n")
+        at += len(batch)
+        done.write_text(str(at))
+        print(f"{at} passages, {kept} questions of {asked} kept, {time.monotonic() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
