@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from generative_adapter import contextualizer
+from generative_adapter.base_model import reading
 from generative_adapter.base_model.inject import merge
 from generative_adapter.base_model.text_blocks import block_chunks
 from generative_adapter.checkpoint import named_weights
@@ -65,7 +65,7 @@ def test_the_reading_adapter_counts(model, tiny_llama_base):
 
 @pytest.mark.parametrize("limit", [1, 61, 120, 10_000])
 def test_batches_do_not_matter_but_are_bounded(model, monkeypatch, limit):
-    monkeypatch.setattr(contextualizer, "READING_TOKENS", limit)
+    monkeypatch.setattr(reading, "READING_TOKENS", limit)
     widths: list[tuple[int, ...]] = []
     embeddings = model.base.model.get_input_embeddings()
     handle = embeddings.register_forward_pre_hook(lambda _, args: widths.append(tuple(args[0].shape)))

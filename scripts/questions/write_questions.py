@@ -115,8 +115,10 @@ def main() -> None:
 
     from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]  # of an environment of its own
 
-    writer = LLM(arguments.writer, dtype="bfloat16", max_model_len=768, max_num_seqs=256, enable_prefix_caching=False)
-    sampling = SamplingParams(temperature=arguments.temperature, top_p=0.95, max_tokens=arguments.max_tokens, seed=1)
+    writer = LLM(
+        arguments.writer, dtype="bfloat16", max_model_len=768, max_num_seqs=256, enable_prefix_caching=False, seed=1
+    )
+    sampling = SamplingParams(temperature=arguments.temperature, top_p=0.95, max_tokens=arguments.max_tokens)
     kept = asked = 0
     while at < len(wanted) and time.monotonic() - start < arguments.max_seconds:
         batch = wanted[at : at + _BATCH]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from generative_adapter.base_model.final_norm import final_norm_gains
 from generative_adapter.base_model.fingerprint import tensors_fingerprint
 from generative_adapter.base_model.loading import BaseModel
-from generative_adapter.base_model.targets import all_linears, find_blocks, find_targets
+from generative_adapter.base_model.targets import FEED_FORWARD, all_linears, find_blocks, find_targets
 from generative_adapter.config import GeneratorConfig, PromptConfig, TargetShape, from_mapping, to_mapping
 from generative_adapter.errors import CheckpointError, ConfigError, FingerprintMismatchError
 from generative_adapter.generator.encoder_generator import EncoderGenerator
@@ -155,6 +155,7 @@ def generator_for(config: GeneratorConfig, model: nn.Module, hidden_size: int) -
         final_norm=final_norm_gains(model, hidden_size),
         reading_targets=all_linears(model, reading),
         constant_targets=find_targets(model, encoder.constant_targets, constant) if encoder.constant_rank else (),
+        unit_targets=find_targets(model, FEED_FORWARD, encoder.unit_layers) if encoder.unit_layers else (),
     )
 
 
@@ -275,8 +276,9 @@ def _generator_of(config: GeneratorConfig, tensors: Mapping[str, Tensor]) -> Con
         for name, tensor in tensors.items():
             target, _, part = name.rpartition(".")
             if part == down:
-                block = next(int(piece) for piece in target.split(".") if piece.isdigit())
-                found.append(TargetShape(target, block, tensor.shape[1], tensors[f"{target}.{up}"].shape[0]))
+                found.append(
+                    TargetShape(target, _block_of(target), tensor.shape[1], tensors[f"{target}.{up}"].shape[0])
+                )
         return sorted(found, key=lambda shape: (shape.layer, shape.name))
 
     targets = shapes("query_proj", "output_proj")
@@ -290,7 +292,28 @@ def _generator_of(config: GeneratorConfig, tensors: Mapping[str, Tensor]) -> Con
         final_norm=torch.ones(hidden_size),  # only new word directions need it; these are loaded
         reading_targets=shapes("reading_down", "reading_up"),
         constant_targets=shapes("constant_down", "constant_up"),
+        unit_targets=_unit_targets(tensors),
     )
+
+
+def _unit_targets(tensors: Mapping[str, Tensor]) -> list[TargetShape]:
+    """Gate, up and down of every block whose units take tokens."""
+    found = []
+    for kind, turned in (("unit_query", 0), ("unit_strength", 0), ("unit_activity", 1)):
+        names = [name.rpartition(".")[0] for name in tensors if name.endswith(f".{kind}")]
+        found.append(sorted((_block_of(name), name) for name in names if turned or f"{name}.unit_offset" in tensors))
+    gates, strengths, downs = found
+    targets = []
+    for (block, gate), (_, down) in zip(gates, downs, strict=True):
+        up = next(name for at, name in strengths if at == block and name != gate)
+        width, units = tensors[f"{gate}.unit_query"].shape[1], len(tensors[f"{down}.unit_activity"])
+        targets += [TargetShape(name, block, width, units) for name in (gate, up)]
+        targets.append(TargetShape(down, block, units, width))
+    return targets
+
+
+def _block_of(target: str) -> int:
+    return next(int(piece) for piece in target.split(".") if piece.isdigit())
 
 
 def read_generator_info(path: str | Path) -> dict[str, Any]:
@@ -324,6 +347,8 @@ def _fingerprint(tensors: Mapping[str, Tensor], config: GeneratorConfig) -> str:
         del settings["subspace_iterations"]
     if config.encoder is None:  # nor this one
         del settings["encoder"]
+    elif not config.encoder.unit_layers:  # nor this one
+        del settings["encoder"]["unit_layers"]
     return tensors_fingerprint(dict(tensors), json.dumps(settings, sort_keys=True))
 
 

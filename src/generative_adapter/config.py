@@ -69,6 +69,8 @@ class EncoderConfig:
         constant_rank: rank of the part of every adapter that is learned once, whatever the context; 0: none.
         constant_targets: linears which that part changes, by role or name, as `GeneratorConfig.targets`.
         constant_from_layer: lowest block of that part.
+        unit_layers: blocks whose feed-forward units each take one token of the context (`token_units`), which makes
+            memories grow with what is read; none: the memory is a sum.
     """
 
     states: tuple[int, ...] = (6, 12, 18, 24)
@@ -81,6 +83,7 @@ class EncoderConfig:
     constant_rank: int = 16
     constant_targets: tuple[str, ...] = ("attention_output", "feed_forward_down")
     constant_from_layer: int = 6
+    unit_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         where = "generator.encoder"
@@ -93,6 +96,10 @@ class EncoderConfig:
             require(getattr(self, name) > 0, f"{where}.{name} must be positive, got {getattr(self, name)}")
         for name in ("layers", "reading_rank", "reading_from_layer", "constant_rank", "constant_from_layer"):
             require(getattr(self, name) >= 0, f"{where}.{name} must not be negative, got {getattr(self, name)}")
+        require(
+            len(set(self.unit_layers)) == len(self.unit_layers) and min(self.unit_layers, default=0) >= 0,
+            f"{where}.unit_layers must be different block indices, got {list(self.unit_layers)}",
+        )
         require(
             self.width % self.heads == 0,
             f"{where}.width must be a multiple of heads ({self.heads}), got {self.width}",

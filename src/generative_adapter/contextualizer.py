@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from generative_adapter.base_model.capture import capture_block_inputs
 from generative_adapter.base_model.decoding import Answer, greedy_answers
 from generative_adapter.base_model.inject import inject, merge
 from generative_adapter.base_model.loading import BaseModel, load_base_model
@@ -22,18 +21,15 @@ from generative_adapter.base_model.prompts import (
     context_chunks,
     context_ids,
     end_ids,
-    pad_id,
     question_ids,
-    start_ids,
 )
+from generative_adapter.base_model.reading import in_text_order, read_chunks, reading_batches
 from generative_adapter.base_model.text_blocks import block_chunks
 from generative_adapter.checkpoint import GeneratorCheckpoint, find_generator, load_generator, read_generator_info
 from generative_adapter.errors import ConfigError
 from generative_adapter.generator.low_rank import LowRankAdapter
 from generative_adapter.generator.memory import ContextMemory, DocumentEntry, text_digest
 from generative_adapter.generator.protocol import ContextGenerator
-
-READING_TOKENS = 4096  # tokens of chunks that are read side by side, padding included
 
 ChunkProgress = Callable[[int, int], None]
 
@@ -87,10 +83,13 @@ class GenerativeAdapter:
         return self.checkpoint.generator
 
     def empty_memory(self) -> ContextMemory:
-        """The memory of no context, S_0 = 0; its adapter changes nothing."""
-        shapes = self.generator.state_shapes
-        states = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
-        return ContextMemory(states, self.generator_fingerprint, self.base.fingerprint, self.base.name)
+        """The memory of no context, S_0 = 0 or no rows; its adapter changes nothing."""
+        keeps_tokens = self.generator.keeps_tokens
+        dtype = torch.float32 if keeps_tokens else torch.float64
+        states = {name: torch.zeros(shape, dtype=dtype) for name, shape in self.generator.state_shapes.items()}
+        return ContextMemory(
+            states, self.generator_fingerprint, self.base.fingerprint, self.base.name, keeps_tokens=keeps_tokens
+        )
 
     def contextualize(
         self,
@@ -135,7 +134,7 @@ class GenerativeAdapter:
         return self._read_in_order(chunks, memory, entry, progress)
 
     def forget(self, memory: ContextMemory, text: str) -> ContextMemory:
-        """The memory as if `text` had never been read, to floating-point error.
+        """The memory as if `text` had never been read, to floating-point error; exactly where tokens are kept.
 
         Raises:
             DataError: when the memory doesn't hold the text, or holds it as part of a stream.
@@ -247,8 +246,8 @@ class GenerativeAdapter:
             num_tokens += len(chunk)
             so_far = replace(entry, num_tokens=num_tokens, num_chunks=number, read_after=len(before))
             with self._adapted(memory if before or number > 1 else None, 1):
-                increments = self._read([chunk])
-            memory = memory.accumulate({name: each[0] for name, each in increments.items()}, (*before, so_far))
+                added = read_chunks(self.base, self.generator, [chunk])
+            memory = memory.accumulate(added, (*before, so_far))
             if progress is not None:
                 progress(number, len(chunks))
         return memory
@@ -256,32 +255,29 @@ class GenerativeAdapter:
     def _read_side_by_side(
         self, chunks: Sequence[list[int]], empty: ContextMemory, entry: DocumentEntry, progress: ChunkProgress | None
     ) -> ContextMemory:
-        """The memory of one document's chunks, read in batches of at most `READING_TOKENS`, short chunks first."""
+        """The memory of one document's chunks, read in batches of bounded size, short chunks first.
+
+        Rows of kept tokens stand in the order of the text.
+        """
         memory, done = empty, 0
+        kept: list[dict[str, Tensor]] = []
         adapter = self.generator.reading_adapter
         with nullcontext() if adapter is None else inject(self.base.model, adapter):
-            for batch in _batches(sorted(chunks, key=len)):
-                added = {name: each.double().sum(0) for name, each in self._read(batch).items()}
-                memory = memory.accumulate(added, (entry,))
+            for batch in reading_batches(sorted(chunks, key=len)):
+                added = read_chunks(self.base, self.generator, batch)
+                if self.generator.keeps_tokens:
+                    kept.append(added)
+                else:
+                    memory = memory.accumulate(added, (entry,))
                 for _ in batch:
                     done += 1
                     if progress is not None:
                         progress(done, len(chunks))
+        if kept:
+            joined = {name: torch.cat([each[name] for each in kept]) for name in empty.states}
+            lengths = [len(chunk) for chunk in chunks]
+            memory = empty.accumulate({n: in_text_order(each, lengths) for n, each in joined.items()}, (entry,))
         return memory
-
-    @torch.no_grad()
-    def _read(self, chunks: Sequence[list[int]]) -> dict[str, Tensor]:
-        """What each chunk adds to every state, `[chunks, *shape]`, from the base model as it is at the time."""
-        start, pad = start_ids(self.base.tokenizer), pad_id(self.base.tokenizer)
-        longest = max(map(len, chunks))
-        ids = torch.tensor([start + chunk + [pad] * (longest - len(chunk)) for chunk in chunks])
-        lengths = torch.tensor([len(start) + len(chunk) for chunk in chunks])
-        mask = (torch.arange(ids.shape[1]) < lengths.unsqueeze(1)).to(self.base.device)
-        padded = None if bool(mask.all()) else mask
-        hidden = capture_block_inputs(self.base.model, self.generator.layers, ids.to(self.base.device), padded)
-        own = {layer: states[:, len(start) :] for layer, states in hidden.items()}
-        increments = self.generator.write(own, None if padded is None else padded[:, len(start) :])
-        return {name: increment.cpu() for name, increment in increments.items()}
 
     @contextmanager
     def _adapted(self, memories: ContextMemory | Sequence[ContextMemory] | None, rows: int) -> Iterator[None]:
@@ -297,15 +293,3 @@ class GenerativeAdapter:
         made = {id(memory): self.adapter(memory) for memory in memories}
         with inject(self.base.model, [made[id(memory)] for memory in memories]):
             yield
-
-
-def _batches(chunks: Sequence[list[int]]) -> Iterator[list[list[int]]]:
-    """Chunks of ascending length in runs of at most `READING_TOKENS` with padding, or of one chunk."""
-    batch: list[list[int]] = []
-    for chunk in chunks:
-        if batch and (len(batch) + 1) * len(chunk) > READING_TOKENS:
-            yield batch
-            batch = []
-        batch.append(chunk)
-    if batch:
-        yield batch

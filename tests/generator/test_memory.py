@@ -12,13 +12,8 @@ from safetensors.torch import save_file
 from generative_adapter.config import MEMORY_DTYPES
 from generative_adapter.errors import CheckpointError, ConfigError, DataError, FingerprintMismatchError
 from generative_adapter.generator import storage
-from generative_adapter.generator.memory import (
-    MEMORY_FORMAT,
-    ContextMemory,
-    DocumentEntry,
-    stored_dtype,
-    text_digest,
-)
+from generative_adapter.generator.memory import ContextMemory, DocumentEntry, text_digest
+from generative_adapter.generator.memory_file import MEMORY_FORMAT, stored_dtype
 
 STATE = 11
 NAMES = ("layers.0.o_proj", "layers.5.down_proj")
@@ -274,8 +269,8 @@ def test_other_safetensors_are_refused(tmp_path: Path, metadata: dict[str, str] 
 
 
 def test_a_version_from_the_future_is_refused(saved: Path) -> None:
-    resave(saved, version="3")
-    with pytest.raises(CheckpointError, match="is a memory of version 3, this release reads 1 to 2"):
+    resave(saved, version="4")
+    with pytest.raises(CheckpointError, match="is a memory of version 4, this release reads 1 to 3"):
         ContextMemory.load(saved)
 
 

@@ -39,7 +39,10 @@ ROLES: dict[str, tuple[str, ...]] = {
         "feed_forward.w2",
         "mlp.output_linear",
     ),
+    "feed_forward_gate": ("mlp.gate_proj", "feed_forward.gate_proj", "feed_forward.w1"),
+    "feed_forward_up": ("mlp.up_proj", "feed_forward.up_proj", "feed_forward.w3"),
 }
+FEED_FORWARD = ("feed_forward_gate", "feed_forward_up", "feed_forward_down")
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:

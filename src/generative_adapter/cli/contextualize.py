@@ -68,5 +68,5 @@ def contextualize(
         print_text(
             f"{output}: {count(len(result.documents), 'document')}, {count(result.num_tokens, 'token')} "
             f"in {count(result.num_chunks, 'chunk')}, read in {stopwatch.seconds['contextualize']:.1f} s; "
-            f"{output.stat().st_size / 1e6:.1f} MB, {stored_as}"
+            f"{output.stat().st_size / 1e6:.1f} MB, {stored_as or result.default_dtype}"
         )

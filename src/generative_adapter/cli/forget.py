@@ -39,11 +39,11 @@ def forget(
 ) -> None:
     """Takes a document out of a memory, as if it had never been read.
 
-    From a memory that is stored in a rounded form (bfloat16, int8), its rounding error stays behind.
+    From a memory of sums that is stored in a rounded form (bfloat16, int8), its rounding error stays behind.
     """
     target = output or memory
     loading.check_output_path(target)
-    from generative_adapter.generator.memory import stored_dtype
+    from generative_adapter.generator.memory_file import stored_dtype
 
     stored_as = loading.memory_dtype(memory_dtype, memory)
     document = read_document(file)
@@ -51,7 +51,7 @@ def forget(
     stopwatch = loading.Stopwatch()
     with stopwatch.phase("load"):
         held = loading.load_memory(memory)
-        rounded = stored_dtype(memory) != "float64"
+        rounded = not held.keeps_tokens and stored_dtype(memory) != "float64"
         model = loading.load_model(generator, base_model, device, dtype)
     with stopwatch.phase("forget"), waiting(f"Forgetting {document.name} ..."):
         result = model.forget(held, document.text)

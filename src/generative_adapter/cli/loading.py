@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from generative_adapter.cli.console import bar_progress, waiting
-from generative_adapter.config import DEFAULT_MEMORY_DTYPE, require_memory_dtype
+from generative_adapter.config import require_memory_dtype
 from generative_adapter.documents import Document
 from generative_adapter.errors import ConfigError, DataError
 
@@ -49,8 +49,8 @@ def load_memory(path: str | Path) -> ContextMemory:
     return ContextMemory.load(path)
 
 
-def memory_dtype(chosen: str | None, previous: Path | None) -> str:
-    """The form to write a memory in: the chosen one, else that of the memory gone on from, else the default.
+def memory_dtype(chosen: str | None, previous: Path | None) -> str | None:
+    """The form to write a memory in: the chosen one, else that of the memory gone on from; None: its kind's default.
 
     Raises:
         ConfigError: there is no such form.
@@ -60,8 +60,8 @@ def memory_dtype(chosen: str | None, previous: Path | None) -> str:
         require_memory_dtype(chosen)
         return chosen
     if previous is None or not previous.is_file():
-        return DEFAULT_MEMORY_DTYPE
-    from generative_adapter.generator.memory import stored_dtype
+        return None
+    from generative_adapter.generator.memory_file import stored_dtype
 
     return stored_dtype(previous)
 

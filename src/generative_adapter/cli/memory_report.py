@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def describe_memory(path: Path, memory: ContextMemory) -> dict[str, Any]:
     """The size, form, kin and documents of a memory that stands in the file."""
-    from generative_adapter.generator.memory import stored_dtype
+    from generative_adapter.generator.memory_file import stored_dtype
 
     return {
         "kind": "memory",
@@ -19,6 +19,7 @@ def describe_memory(path: Path, memory: ContextMemory) -> dict[str, Any]:
         "base_model": memory.base_name,
         "base_fingerprint": memory.base_fingerprint,
         "generator_fingerprint": memory.generator_fingerprint,
+        "keeps_tokens": memory.keeps_tokens,
         "context_tokens": memory.num_tokens,
         "chunks": memory.num_chunks,
         "bytes": memory.num_bytes,

@@ -25,7 +25,8 @@ MemoryDtypeOption = Annotated[
         metavar="FORM",
         help="Form of the written memory: float64 keeps every bit; bfloat16 (about a quarter of the size) and int8 (an "
         "eighth) round, and forgetting from them leaves the rounding error (default: that of the memory gone on from, "
-        "else float64).",
+        "else float64). A memory that keeps a row for every token: float64 writes these in float32; bfloat16 (a half, "
+        "its default) and int8 (a quarter) round, and forgetting is exact from each.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -60,7 +60,7 @@ class MemoryStore:
             memory_id: its name.
             memory: what to store.
             dtype: the form it is stored in (`ContextMemory.save`); the default is a quarter of `float64`, which alone
-                lets documents be forgotten without a trace later.
+                lets documents be forgotten from sums without a trace later, and a half of kept tokens as they are.
 
         Raises:
             ConfigError: when the name or form is none.

@@ -19,8 +19,9 @@ from generative_adapter.errors import ConfigError
 from generative_adapter.generator.encoder import ContextEncoder
 from generative_adapter.generator.low_rank import LowRankAdapter, LowRankFactors
 from generative_adapter.generator.memory_reader import MemoryReader
-from generative_adapter.generator.normalization import NORMALIZATION_LABEL, ridge
+from generative_adapter.generator.normalization import NORMALIZATION_LABEL, ridge_inverse
 from generative_adapter.generator.protocol import ContextGenerator
+from generative_adapter.generator.token_units import TokenUnits, tokens_of_blocks
 from generative_adapter.generator.trained_adapter import TrainedAdapter
 from generative_adapter.generator.unit_rms import unit_rms
 from generative_adapter.generator.word_map import WordMap, word_directions
@@ -45,7 +46,8 @@ class EncoderGenerator(ContextGenerator):
     Keys k = (B1^T x / ||B1^T x||) sigmoid(g.x + c + 1) and values v = P e - b + A2 x of every token, with x its encoded
     vector, e its embedding and P and b of a fixed `WordMap` (of random directions, until `set_word_map`); S = sum v k^T
     and C = sum k k^T, kept as one state, S above C; target l's update is scale * A_l S (C + lambda I)^-1 B_l
-    (`MemoryReader`), and beside it the constant part.
+    (`MemoryReader`), and beside it the constant part. With `unit_targets` the memory keeps the value and key of every
+    token instead of the sums, which are made of them, and units of these blocks take one token each (`TokenUnits`).
 
     Args:
         targets: the linears that read the memory.
@@ -57,6 +59,7 @@ class EncoderGenerator(ContextGenerator):
         final_norm: gains of the base model's final norm, `[d_h]`.
         reading_targets: linears of the adapter that contexts are read under.
         constant_targets: linears of the constant part.
+        unit_targets: gate, up and down of every block whose units take tokens.
 
     Raises:
         ConfigError: when there is no target, or they and the sizes don't fit one another.
@@ -79,6 +82,7 @@ class EncoderGenerator(ContextGenerator):
         final_norm: Tensor,
         reading_targets: Sequence[TargetShape] = (),
         constant_targets: Sequence[TargetShape] = (),
+        unit_targets: Sequence[TargetShape] = (),
     ) -> None:
         super().__init__()
         _check_form(targets, hidden_size, value_dim)
@@ -105,6 +109,8 @@ class EncoderGenerator(ContextGenerator):
         )
         self.reading = TrainedAdapter(reading_targets, encoder.reading_rank) if encoder.reading_rank else None
         self.constant = TrainedAdapter(constant_targets, encoder.constant_rank) if encoder.constant_rank else None
+        threes = zip(unit_targets[::3], unit_targets[1::3], unit_targets[2::3], strict=True)
+        self.units = nn.ModuleList(TokenUnits(*each, state_dim, value_dim) for each in threes)
 
     @classmethod
     def from_config(
@@ -116,6 +122,7 @@ class EncoderGenerator(ContextGenerator):
         final_norm: Tensor,
         reading_targets: Sequence[TargetShape],
         constant_targets: Sequence[TargetShape],
+        unit_targets: Sequence[TargetShape] = (),
     ) -> EncoderGenerator:
         """A new, untrained generator of the form `config` describes, which must hold an encoder."""
         assert config.encoder is not None
@@ -129,6 +136,7 @@ class EncoderGenerator(ContextGenerator):
             final_norm=final_norm,
             reading_targets=reading_targets,
             constant_targets=constant_targets,
+            unit_targets=unit_targets,
         )
 
     def __getitem__(self, name: str) -> MemoryReader:
@@ -142,8 +150,20 @@ class EncoderGenerator(ContextGenerator):
         return self._layers
 
     @property
+    def unit_blocks(self) -> list[TokenUnits]:
+        """The blocks whose units take tokens, in the order of the model."""
+        return [each for each in self.units if isinstance(each, TokenUnits)]
+
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether the memory is a row for every token."""
+        return len(self.units) > 0
+
+    @property
     def state_shapes(self) -> dict[str, tuple[int, int]]:
-        """One state, S above C."""
+        """One state: S above C, or rows of values and keys side by side."""
+        if self.keeps_tokens:
+            return {MEMORY: (0, self.value_dim + self.state_dim)}
         return {MEMORY: (self.value_dim + self.state_dim, self.state_dim)}
 
     @property
@@ -163,8 +183,9 @@ class EncoderGenerator(ContextGenerator):
         self.word_directions.copy_(words.directions)
 
     def write(self, hidden: Mapping[int, Tensor], mask: Tensor | None = None) -> dict[str, Tensor]:
-        """S and C of one chunk; see `ContextGenerator.write`."""
-        return {MEMORY: self.pair(*self.keys_and_values(hidden, mask))}
+        """S and C of each chunk, or the rows of its tokens; see `ContextGenerator.write`."""
+        keys, values = self.keys_and_values(hidden, mask)
+        return {MEMORY: torch.cat([values, keys], dim=-1) if self.keeps_tokens else self.pair(keys, values)}
 
     def pair(self, keys: Tensor, values: Tensor) -> Tensor:
         """sum_i v_i k_i^T above sum_i k_i k_i^T, `[batch, d_v + d_r, d_r]`."""
@@ -191,8 +212,13 @@ class EncoderGenerator(ContextGenerator):
 
     def normalize(self, states: Tensor) -> Tensor:
         """norm(S) = S (C + lambda I)^-1 of states `[..., d_v + d_r, d_r]`: `[..., d_v, d_r]`."""
+        return self._normalize(states)[0]
+
+    def _normalize(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """norm(S) and (C + lambda I)^-1."""
         with record_function(NORMALIZATION_LABEL):
-            return ridge(states, self.ridge_strength)
+            sums, inverse = ridge_inverse(states, self.ridge_strength)
+            return sums @ inverse, inverse
 
     @torch.no_grad()
     def adapter(self, states: Mapping[str, Tensor]) -> LowRankAdapter:
@@ -201,8 +227,17 @@ class EncoderGenerator(ContextGenerator):
         Where a target has both, their ranks add up; see `ContextGenerator.adapter`.
         """
         state, words = states[MEMORY].float(), self.word_directions
-        normalized = self.normalize(state)
+        rows = state
+        if self.keeps_tokens:
+            values, keys = rows.split([self.value_dim, self.state_dim], dim=-1)
+            state = self.pair(keys, values)
+        normalized, inverse = self._normalize(state)
         factors = {target.name: self[target.name].factors(normalized, words) for target in self.targets}
+        if self.keeps_tokens:
+            values, keys = rows.split([self.value_dim, self.state_dim], dim=-1)
+            for block, numbers in zip(self.unit_blocks, tokens_of_blocks(keys, self.unit_blocks), strict=True):
+                for name, own in block.factors(keys[numbers] @ inverse, values[numbers], words).items():
+                    factors[name] = _side_by_side(factors[name], own) if name in factors else own
         if self.constant is not None:
             was_told = state.any()
             for name, constant in self.constant.adapter().items():
@@ -219,6 +254,8 @@ class EncoderGenerator(ContextGenerator):
             named |= {
                 f"{target.name}.{name}": tensor for name, tensor in self[target.name].state_dict(keep_vars=True).items()
             }
+        for block in self.unit_blocks:
+            named |= block.named_weights()
         for kind, part in (("reading", self.reading), ("constant", self.constant)):
             named |= {} if part is None else part.named_weights(kind)
         return named

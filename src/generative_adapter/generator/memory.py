@@ -1,37 +1,30 @@
-"""ContextMemory: what a generator keeps of the contexts read so far, one state a target (eq. 3); and its file.
+"""ContextMemory: what a generator keeps of the contexts read so far: sums (eq. 3), or a row for every token.
 
 Memories add: S(A) + S(B) is the memory of two separately read documents, and subtracting S(B) forgets B again. Leaves
-out: reading text (`contextualizer`), making adapters (`generator.py`) and the forms of stored states (`memory_form`).
+out: reading text (`contextualizer`), making adapters (`generator.py`), files (`memory_file`) and the forms of stored
+states (`memory_form`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from generative_adapter.config import DEFAULT_MEMORY_DTYPE, MEMORY_DTYPES, require_memory_dtype
-from generative_adapter.errors import CheckpointError, DataError, FingerprintMismatchError
-from generative_adapter.generator.memory_form import (
-    mirrored,
-    pack_state,
-    packed_layout,
-    unpack_state,
-    without_negative_keys,
+from generative_adapter.errors import DataError, FingerprintMismatchError
+from generative_adapter.generator.memory_file import (
+    default_dtype,
+    header_keeps_tokens,
+    open_memory,
+    read_states,
+    write_memory,
 )
-from generative_adapter.generator.storage import write_safetensors
-
-MEMORY_FORMAT = "generative-adapter-memory"
-_VERSION = 2  # version 1: the states as they are, float64
+from generative_adapter.generator.memory_form import mirrored, without_negative_keys
 
 
 @dataclass(frozen=True)
@@ -66,15 +59,17 @@ def text_digest(text: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class ContextMemory:
-    """The additive memory of a generator; a value, so every operation gives a new one.
+    """The memory of a generator; a value, so every operation gives a new one.
 
     Attributes:
         states: target name -> S_t `[d_r, d_r]`, or for `ridge` with the symmetric sum of k_i k_i^T `[d_r, d_r]` below
-            it; float64, so that what is added and taken away again leaves nothing.
+            it; float64, so that what is added and taken away again leaves nothing. With `keeps_tokens`: name -> rows
+            `[tokens, width]`, float32, in the order of `documents`, as many of each as it has tokens.
         generator_fingerprint: of the generator that wrote it; no other can read it.
         base_fingerprint: of the base model whose hidden states it sums up.
         base_name: the base model's name, for people.
         documents: the texts it holds, in the order they were taken in.
+        keeps_tokens: whether states hold a row for every token, rather than sums over tokens.
     """
 
     states: Mapping[str, Tensor]
@@ -82,6 +77,7 @@ class ContextMemory:
     base_fingerprint: str
     base_name: str = ""
     documents: tuple[DocumentEntry, ...] = ()
+    keeps_tokens: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -95,97 +91,107 @@ class ContextMemory:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all states; does not depend on how much was read."""
+        """Bytes of all states: of sums the same however much was read, of kept tokens so many for each token."""
         return sum(state.numel() * state.element_size() for state in self.states.values())
 
+    @property
+    def default_dtype(self) -> str:
+        """The form it is stored in unless another is asked for."""
+        return default_dtype(self.keeps_tokens)
+
     def accumulate(self, increments: Mapping[str, Tensor], documents: tuple[DocumentEntry, ...]) -> ContextMemory:
-        """The memory after one more chunk: S_t = S_{t-1} + A2 H^T H B1, eq. (3), arXiv:2411.05877.
+        """The memory after one more chunk: S_t = S_{t-1} + A2 H^T H B1, eq. (3), arXiv:2411.05877; or its rows below.
 
         Args:
-            increments: target name -> what `AdapterGenerator.write` gives for it, of the state's shape.
+            increments: target name -> what `ContextGenerator.taken_in` gives for it: of the state's shape, or where
+                tokens are kept the rows to put below the state's.
             documents: what the memory holds afterwards.
         """
-        states = {name: mirrored(state + increments[name].to(state)) for name, state in self.states.items()}
+        if self.keeps_tokens:
+            states = {name: torch.cat([state, increments[name].to(state)]) for name, state in self.states.items()}
+        else:
+            states = {name: mirrored(state + increments[name].to(state)) for name, state in self.states.items()}
         return self._replace(states, documents)
 
     def __add__(self, other: ContextMemory) -> ContextMemory:
         """The memory of both, each read on its own.
 
         Raises:
-            FingerprintMismatchError: when another generator or base model wrote `other`.
+            FingerprintMismatchError: when another generator or base model wrote `other`, or it is of the other kind.
         """
         self.check_kin(other)
         return self.accumulate(other.states, self.documents + other.documents)
 
     def __sub__(self, other: ContextMemory) -> ContextMemory:
-        """The memory without the documents of `other`, as if they had never been read (to floating-point error).
+        """The memory without the documents of `other`, as if they had never been read.
 
-        From a memory that was stored in a rounded form, the rounding error of all it held stays behind; negative
-        eigenvalues that it leaves in a sum of k_i k_i^T are set to zero.
+        Where tokens are kept, the rows of these documents are cut out, which is exact in every stored form. Sums leave
+        floating-point error; from those that were stored in a rounded form, the rounding error of all they held stays
+        behind, and negative eigenvalues that it leaves in a sum of k_i k_i^T are set to zero.
 
         Raises:
-            FingerprintMismatchError: when another generator or base model wrote `other`.
+            FingerprintMismatchError: when another generator or base model wrote `other`, or it is of the other kind.
             DataError: when a document of `other` isn't held, or was streamed (here or in `other`), or another was read
-                as its continuation, so that its part can't be told from the rest.
+                as its continuation, so that its part can't be told from the rest; or when rows and documents of this
+                memory don't fit together.
         """
         self.check_kin(other)
-        left = list(self.documents)
+        left = list(range(len(self.documents)))
         for document in other.documents:
-            same = [i for i, held in enumerate(left) if held.sha256 == document.sha256]
+            held = [self.documents[index] for index in left]
+            same = [at for at, entry in enumerate(held) if entry.sha256 == document.sha256]
             if not same:
-                held = ", ".join(repr(entry.name) for entry in left) or "nothing"
+                names = ", ".join(repr(entry.name) for entry in held) or "nothing"
                 raise DataError(
-                    f"the memory does not hold {document.name!r}, so it can't be forgotten; it holds {held}"
+                    f"the memory does not hold {document.name!r}, so it can't be forgotten; it holds {names}"
                 )
-            free = [i for i in same if not _in_a_stream(left, i)]
+            free = [at for at in same if not _in_a_stream(held, at)]
             if document.streamed or not free:
                 raise DataError(
                     f"{document.name!r} can't be forgotten: it was read as part of a stream, so later text was read "
                     "under its influence; read documents separately and add their memories instead"
                 )
             del left[free[-1]]
-        states = {
-            name: without_negative_keys(mirrored(state - other.states[name].to(state)))
-            for name, state in self.states.items()
-        }
-        if not left:
-            states = {name: torch.zeros_like(state) for name, state in states.items()}
-        return self._replace(states, tuple(left))
+        if self.keeps_tokens:
+            states = self._rows_of(left)
+        else:
+            states = {
+                name: without_negative_keys(mirrored(state - other.states[name].to(state)))
+                for name, state in self.states.items()
+            }
+            if not left:
+                states = {name: torch.zeros_like(state) for name, state in states.items()}
+        return self._replace(states, tuple(self.documents[index] for index in left))
 
-    def save(self, path: str | Path, dtype: str = DEFAULT_MEMORY_DTYPE) -> None:
+    def save(self, path: str | Path, dtype: str | None = None) -> None:
         """Writes the memory as safetensors, first to a temporary name and then renamed.
 
         Args:
             path: of the file.
-            dtype: `float64` keeps every bit, so that documents can be forgotten without a trace later; `bfloat16` and
-                `int8` take about a quarter and an eighth of its bytes and round (docs/architecture.md has the errors).
+            dtype: for sums `float64` (the default) keeps every bit, so that documents can be forgotten without a trace
+                later; `bfloat16` and `int8` take about a quarter and an eighth of its bytes and round
+                (docs/architecture.md has the errors). For kept tokens `float64` writes the rows as they are, in
+                float32; `bfloat16` (the default) and `int8`, which has a scale a row, take a half and a quarter of it
+                and round. Documents can be forgotten exactly from each.
 
         Raises:
             ConfigError: when `dtype` is none of these.
-            DataError: when a state holds numbers that the form can't hold.
+            DataError: when a state holds numbers that the form can't hold, or not as many rows as there are tokens.
         """
-        require_memory_dtype(dtype)
-        tensors = {
-            f"{name}.{part}": tensor
-            for name, state in self.states.items()
-            for part, tensor in pack_state(state, dtype).items()
-        }
-        metadata = {
-            "format": MEMORY_FORMAT,
-            "version": str(_VERSION),
-            "dtype": dtype,
-            "shapes": json.dumps({name: list(state.shape) for name, state in self.states.items()}),
-            "checksum": _checksum(tensors),
+        if self.keeps_tokens:
+            self._check_rows()
+        header = {
             "generator_fingerprint": self.generator_fingerprint,
             "base_fingerprint": self.base_fingerprint,
             "base_name": self.base_name,
             "documents": json.dumps([asdict(document) for document in self.documents]),
         }
-        write_safetensors(Path(path), tensors, metadata)
+        chosen = self.default_dtype if dtype is None else dtype
+        write_memory(Path(path), self.states, chosen, header, keeps_tokens=self.keeps_tokens)
 
     @classmethod
     def load(cls, path: str | Path, expected_generator: str | None = None) -> ContextMemory:
-        """The memory in a file; its states are float64, whatever form they are stored in.
+        """The memory in a file; sums are float64 and kept tokens float32, whatever form they are stored in.
 
         Args:
             path: what `save` wrote.
@@ -195,14 +201,17 @@ class ContextMemory:
             CheckpointError: when the file is missing, damaged or of another kind.
             FingerprintMismatchError: when another generator wrote it.
         """
-        with _open_memory(Path(path)) as (file, metadata):
+        with open_memory(Path(path)) as (file, metadata):
             memory = cls(
-                states=_read_states(file, metadata),
+                states=read_states(file, metadata),
                 generator_fingerprint=metadata["generator_fingerprint"],
                 base_fingerprint=metadata["base_fingerprint"],
                 base_name=metadata["base_name"],
                 documents=tuple(DocumentEntry(**entry) for entry in json.loads(metadata["documents"])),
+                keeps_tokens=header_keeps_tokens(metadata),
             )
+            if memory.keeps_tokens:
+                memory._check_rows()
         if expected_generator is not None:
             memory.check_generator(expected_generator, str(path))
         return memory
@@ -218,6 +227,11 @@ class ContextMemory:
     def check_kin(self, other: ContextMemory) -> None:
         """Raises FingerprintMismatchError unless the same generator wrote `other` from the same base model."""
         other.check_generator(self.generator_fingerprint, "the other memory")
+        if other.keeps_tokens != self.keeps_tokens:
+            raise FingerprintMismatchError(
+                f"one of the memories keeps a row for every token and one holds sums, though both name generator "
+                f"{self.generator_fingerprint}, which writes one kind; read both contexts again with it"
+            )
         if other.base_fingerprint != self.base_fingerprint:
             raise FingerprintMismatchError(
                 f"the memories belong to two base models ({self.base_name} {self.base_fingerprint}, {other.base_name} "
@@ -225,76 +239,29 @@ class ContextMemory:
             )
 
     def _replace(self, states: Mapping[str, Tensor], documents: tuple[DocumentEntry, ...]) -> ContextMemory:
-        return ContextMemory(states, self.generator_fingerprint, self.base_fingerprint, self.base_name, documents)
+        return replace(self, states=states, documents=documents)
+
+    def _rows_of(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The rows of the documents of these indices, ascending."""
+        self._check_rows()
+        sizes = [document.num_tokens for document in self.documents]
+        parts = {name: state.split(sizes) for name, state in self.states.items()}
+        return {
+            name: torch.cat([state[:0], *(parts[name][index] for index in indices)])
+            for name, state in self.states.items()
+        }
+
+    def _check_rows(self) -> None:
+        """Raises DataError unless every state has as many rows as the documents have tokens."""
+        for name, state in self.states.items():
+            if len(state) != self.num_tokens:
+                raise DataError(
+                    f"its state {name!r} has {len(state)} rows, but its documents have {self.num_tokens} tokens, and "
+                    "each should have a row; read the context again"
+                )
 
 
 def _in_a_stream(documents: list[DocumentEntry], index: int) -> bool:
     """Whether a document was read after others, or others after it."""
     later = enumerate(documents[index + 1 :], start=index + 1)
     return documents[index].streamed or any(at - entry.read_after <= index for at, entry in later)
-
-
-def stored_dtype(path: str | Path) -> str:
-    """The form in which a memory file holds its states, one of `config.MEMORY_DTYPES`; reads only its header.
-
-    Raises:
-        CheckpointError: when the file is missing, damaged or of another kind.
-    """
-    with _open_memory(Path(path)) as (_, metadata):
-        return _dtype_of(metadata)
-
-
-@contextmanager
-def _open_memory(path: Path) -> Iterator[tuple[Any, dict[str, str]]]:
-    """The open file and its header, of a known version; what goes wrong inside is told as a CheckpointError."""
-    if not path.is_file():
-        raise CheckpointError(f"no memory file at {path}; make one with `genadapter contextualize`")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != MEMORY_FORMAT:
-                raise CheckpointError(f"{path} is not a memory: its format is {metadata.get('format')!r}")
-            if metadata.get("version") not in ("1", str(_VERSION)):
-                raise CheckpointError(
-                    f"{path} is a memory of version {metadata.get('version')}, this release reads 1 to {_VERSION}; "
-                    "install a newer release, or read the context again"
-                )
-            yield file, metadata
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-        raise CheckpointError(f"{path} can't be read as a memory: {error}") from error
-
-
-def _dtype_of(metadata: Mapping[str, str]) -> str:
-    dtype = "float64" if metadata["version"] == "1" else metadata["dtype"]
-    if dtype not in MEMORY_DTYPES:
-        raise ValueError(f"its states are stored as {dtype!r}, expected one of {', '.join(MEMORY_DTYPES)}")
-    return dtype
-
-
-def _read_states(file: Any, metadata: Mapping[str, str]) -> dict[str, Tensor]:
-    """The states, float64; a ValueError when tensors are missing, of other shapes or not those that were written."""
-    dtype = _dtype_of(metadata)
-    tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    if metadata["version"] == "1":
-        return {name: mirrored(tensor.double()) for name, tensor in tensors.items()}
-    shapes = {name: (int(rows), int(columns)) for name, (rows, columns) in json.loads(metadata["shapes"]).items()}
-    layouts = {name: packed_layout(shape, dtype) for name, shape in shapes.items()}
-    expected = {f"{name}.{part}": kind for name, layout in layouts.items() for part, kind in layout.items()}
-    found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    if found != expected:
-        wrong = sorted(name for name in expected.keys() | found.keys() if found.get(name) != expected.get(name))
-        raise ValueError(f"its tensors don't match its header: {', '.join(wrong[:3])}")
-    if metadata["checksum"] != _checksum(tensors):
-        raise ValueError("its checksum is another, so the file is damaged; restore it or read the context again")
-    return {
-        name: unpack_state({part: tensors[f"{name}.{part}"] for part in layout}, shapes[name], dtype)
-        for name, layout in layouts.items()
-    }
-
-
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """CRC-32 over the bytes of all tensors in the order of their names, in hex."""
-    checksum = 0
-    for name in sorted(tensors):
-        checksum = zlib.crc32(tensors[name].contiguous().view(torch.uint8).numpy().data, checksum)
-    return f"{checksum:08x}"

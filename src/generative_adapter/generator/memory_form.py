@@ -1,12 +1,15 @@
-"""The forms in which a memory's states are stored: float64 (exact), or rounded to bfloat16 or int8.
+"""The forms in which a memory's states are stored: as they are (`float64`), or rounded to bfloat16 or int8.
 
-A state is `[rows, columns]`. Where it has more rows than columns, as those of `ridge` have, its last `columns` rows are
-C = sum_i k_i k_i^T: symmetric, without negative eigenvalues, and stored as a triangle. In the rounded forms that is the
-Cholesky factor L of C, and S, the rows above, is stored as S L^-T. Reading a memory multiplies by (C + s I)^-1, so what
-matters is the error in C's weak directions. Rounding C itself puts an error in proportion to its largest eigenvalue
-there, rounding L in proportion to the root of that times the direction's own. Square states are rounded as they are.
+A state that is a sum over tokens is `[rows, columns]`. Where it has more rows than columns, as those of `ridge` have,
+its last `columns` rows are C = sum_i k_i k_i^T: symmetric, without negative eigenvalues, and stored as a triangle. In
+the rounded forms that is the Cholesky factor L of C, and S, the rows above, is stored as S L^-T. Reading a memory
+multiplies by (C + s I)^-1, so what matters is the error in C's weak directions. Rounding C itself puts an error in
+proportion to its largest eigenvalue there, rounding L in proportion to the root of that times the direction's own.
+Square states are rounded as they are.
 
-Leaves out: files and their headers (`memory.py`).
+A state that keeps a row for every token is `[tokens, width]`, float32, and is rounded as it is.
+
+Leaves out: files and their headers (`memory_file.py`).
 """
 
 from __future__ import annotations
@@ -112,6 +115,39 @@ def packed_layout(shape: tuple[int, int], dtype: str) -> dict[str, tuple[torch.d
     return layout
 
 
+def pack_rows(state: Tensor, dtype: str) -> dict[str, Tensor]:
+    """The tensors that stand for a state `[tokens, width]` that keeps a row for every token.
+
+    Returns:
+        `rows`: for `float64` the float32 numbers as they are, else rounded; for `int8` also `rows_scale`, one float32
+        factor a row.
+
+    Raises:
+        DataError: the state holds numbers that the form can't hold, or that aren't finite.
+    """
+    rows = state.detach().cpu().float()
+    if dtype == "float64":
+        return {"rows": rows}
+    packed = _round("rows", rows, dtype) if torch.isfinite(rows).all() else {}
+    if not packed or not all(torch.isfinite(tensor).all() for tensor in packed.values()):
+        raise DataError(f"a state holds numbers that {dtype} can't hold, or that aren't finite; store it as float64")
+    return packed
+
+
+def unpack_rows(packed: Mapping[str, Tensor]) -> Tensor:
+    """The state that `pack_rows` packed, `[tokens, width]`, float32."""
+    return _unround(packed, "rows", torch.float32)
+
+
+def rows_layout(shape: tuple[int, int], dtype: str) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Number format and shape of every tensor that `pack_rows` makes of a state of this shape."""
+    number = {"float64": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}[dtype]
+    layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {"rows": (number, shape)}
+    if dtype == "int8":
+        layout["rows_scale"] = (torch.float32, shape[:1])
+    return layout
+
+
 def _upper(width: int) -> tuple[Tensor, Tensor]:
     rows, columns = torch.triu_indices(width, width).unbind()
     return rows, columns
@@ -157,11 +193,11 @@ def _round(name: str, matrix: Tensor, dtype: str) -> dict[str, Tensor]:
     if dtype == "bfloat16":
         return {name: matrix.bfloat16()}
     scale = (matrix.abs().amax(dim=1) / 127).clamp_min(torch.finfo(torch.float32).tiny).float()
-    steps = (matrix / scale.double().unsqueeze(1)).round().clamp(-127, 127)
+    steps = (matrix / scale.to(matrix.dtype).unsqueeze(1)).round().clamp(-127, 127)
     return {name: steps.to(torch.int8), f"{name}_scale": scale}
 
 
-def _unround(packed: Mapping[str, Tensor], name: str) -> Tensor:
-    matrix = packed[name].double()
+def _unround(packed: Mapping[str, Tensor], name: str, dtype: torch.dtype = torch.float64) -> Tensor:
+    matrix = packed[name].to(dtype)
     scale = packed.get(f"{name}_scale")
-    return matrix if scale is None else matrix * scale.double().unsqueeze(1)
+    return matrix if scale is None else matrix * scale.to(dtype).unsqueeze(1)

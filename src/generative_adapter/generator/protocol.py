@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from generative_adapter.config import TargetShape
@@ -36,9 +37,14 @@ class ContextGenerator(nn.Module, ABC):
         """Indices of the Transformer blocks whose inputs the generator reads, ascending."""
 
     @property
+    def keeps_tokens(self) -> bool:
+        """Whether a memory keeps a row for every token it takes in; else its states are sums over tokens."""
+        return False
+
+    @property
     @abstractmethod
     def state_shapes(self) -> dict[str, tuple[int, int]]:
-        """Name and shape of every state of a memory."""
+        """Name and shape of every state of an empty memory; `(0, width)` where tokens are kept."""
 
     @property
     def reading_adapter(self) -> LowRankAdapter | None:
@@ -47,22 +53,42 @@ class ContextGenerator(nn.Module, ABC):
 
     @abstractmethod
     def write(self, hidden: Mapping[int, Tensor], mask: Tensor | None = None) -> dict[str, Tensor]:
-        """What one chunk adds to every state, eq. (3), arXiv:2411.05877.
+        """What each chunk adds to every state, eq. (3), arXiv:2411.05877, or the rows of its tokens.
 
         Args:
             hidden: block index -> block input `[batch, tokens, d_h]`, for every index in `layers`.
             mask: True for real tokens, `[batch, tokens]`, padding on the right.
 
         Returns:
-            State name -> `[batch, *shape]`, float32.
+            State name -> `[batch, *shape]`, or where tokens are kept `[batch, tokens, width]`, padding included;
+            float32.
         """
+
+    def taken_in(self, increments: Mapping[str, Tensor], mask: Tensor | None = None) -> dict[str, Tensor]:
+        """What the chunks that `write` has read add to the states together.
+
+        Args:
+            increments: what `write` gives.
+            mask: True for real tokens, `[batch, tokens]`, as `write` was given it; sums don't need it.
+
+        Returns:
+            State name -> the sum over the chunks, float64; or where tokens are kept the rows of the real tokens,
+            chunk after chunk, `[real tokens, width]`, float32.
+        """
+        if not self.keeps_tokens:
+            return {name: each.double().sum(0) for name, each in increments.items()}
+        if mask is None:
+            return {name: rows.float().flatten(0, 1) for name, rows in increments.items()}
+        real = mask.to(torch.bool)
+        return {name: rows.float()[real] for name, rows in increments.items()}
 
     @abstractmethod
     def adapter(self, states: Mapping[str, Tensor]) -> LowRankAdapter:
         """The adapter of a memory, eq. (9), arXiv:2411.05877; that of the empty memory changes nothing.
 
         Args:
-            states: state name -> S, of the shapes of `state_shapes`.
+            states: state name -> S, of the shapes of `state_shapes`; where tokens are kept `[tokens, width]`, of any
+                number of tokens.
         """
 
     @abstractmethod

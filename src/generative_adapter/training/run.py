@@ -209,6 +209,7 @@ def _make_encoder_trainer(
         new = [f"{each.name}." for each in generator.targets if f"{each.name}.query_proj" not in tensors]
         changed = generator.constant.targets if generator.constant is not None else ()
         new += [f"{each.name}.constant_" for each in changed if f"{each.name}.constant_down" not in tensors]
+        new += [".unit_"] if generator.keeps_tokens and not any(".unit_" in name for name in tensors) else []
         load_weights(generator, tensors, recipe.initial_generator, may_lack=tuple(new))
     trainer = EncoderTrainer(
         recipe, base, generator, states, lambda done: describe(recipe, base, trainer, done), progress, processes

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from generative_adapter.config import TargetShape
 from generative_adapter.generator.encoder_generator import EncoderGenerator
+from generative_adapter.generator.token_units import lone_activation
 from generative_adapter.training.encoder.encoding import GroupMemory
 from generative_adapter.training.encoder.frozen_states import FrozenStates
 from generative_adapter.training.encoder.groups import Group
@@ -82,7 +83,7 @@ def lookup_losses(
 ) -> LookupLosses:
     """Losses of the lookups of all questions of a pass."""
     queries, owners, labels, places = [], [], [], []
-    projection = torch.cat([generator[target.name].scaled_query_proj for target in lookup_targets], dim=1)
+    projection = lookup_projection(generator, lookup_targets)
     for at, group in enumerate(groups):
         for asked in group.asked:
             question = states.passages[asked.passage].questions[asked.number]
@@ -109,7 +110,7 @@ def lookup_losses(
         if not len(here):
             continue
         weights = (asked_for[here.to(device)] @ memory.inverse) @ memory.keys.mT
-        reads.append(weights @ memory.values)
+        reads.append((lone_activation(weights) if generator.keeps_tokens else weights) @ memory.values)
         order += here.tolist()
         right = torch.zeros_like(weights, dtype=torch.bool)
         for row, index in enumerate(here.tolist()):
@@ -127,6 +128,17 @@ def lookup_losses(
     is_first = torch.tensor([places[index][0] for index in order], device=device)
     said = (score.detach().argmax(-1) == label)[is_first]
     return LookupLosses(torch.cat(place_losses), losses, torch.cat(found_first).float(), said.float())
+
+
+def lookup_projection(generator: EncoderGenerator, lookup_targets: Sequence[TargetShape]) -> Tensor:
+    """What makes one query of the inputs of all lookup targets side by side, `[d_r, d_in of all]`.
+
+    Reads of linears add up, so their queries do; each block of units asks on its own, so theirs are averaged.
+    """
+    if generator.keeps_tokens:
+        blocks = generator.unit_blocks
+        return torch.cat([block.scaled_query_proj for block in blocks], dim=1) / len(blocks)
+    return torch.cat([generator[target.name].scaled_query_proj for target in lookup_targets], dim=1)
 
 
 def _filled_up(rows: Tensor) -> Tensor:

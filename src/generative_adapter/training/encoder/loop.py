@@ -38,6 +38,7 @@ _FINAL_LOOKUP_RATE = 0.1
 _SCALAR_RATE = 10.0  # of strengths and biases that are one number, beside matrices
 _FILLED = 0.9  # of the rows of a pass
 _SUMS = ("real_tokens", "computed_tokens", "questions")  # over all processes, where the others are means
+_UNIT_LOUDNESS = 20.0  # of a unit whose token is meant, beside a linear read
 _STRENGTHS = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0)
 
 
@@ -269,7 +270,9 @@ class EncoderTrainer(SteppedTraining):
         self.optimizer = self._make_optimizer()
 
     def _set_strength(self, strength: float) -> None:
-        for target in self._lookup_targets:
+        for block in self.generator.unit_blocks:
+            block.word_strength.fill_(strength / _UNIT_LOUDNESS)
+        for target in () if self.generator.keeps_tokens else self._lookup_targets:
             self.generator[target.name].word_strength.fill_(strength)
 
     def _make_optimizer(self) -> CombinedOptimizer:
@@ -302,7 +305,10 @@ class EncoderTrainer(SteppedTraining):
         generator = self.generator
         own = [*generator.encoder.parameters(), generator.key_proj, generator.gate_proj, generator.gate_bias]
         own += [generator.value_proj, generator.log_ridge]
-        own += [generator[target.name].query_proj for target in self._lookup_targets]
+        if generator.keeps_tokens:
+            own += [block.query_proj for block in generator.unit_blocks]
+        else:
+            own += [generator[target.name].query_proj for target in self._lookup_targets]
         return own + (list(self._scores.parameters()) if self._scores is not None else [])
 
     def _average(self, parameters: Sequence[nn.Parameter]) -> None:

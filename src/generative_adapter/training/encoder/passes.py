@@ -24,6 +24,7 @@ from generative_adapter.training.encoder.encoding import GroupMemory
 from generative_adapter.training.encoder.frozen_states import Asked, FrozenStates
 from generative_adapter.training.encoder.groups import Group
 from generative_adapter.training.encoder.lookups import SHARPNESS
+from generative_adapter.training.encoder.unit_updates import unit_updates
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,14 @@ def pass_losses(
     if generator.constant is not None:
         for name, factors in generator.constant.adapter().items():
             updates.setdefault(name, []).append(_constant(factors.down.to(dtype).mT, factors.up.to(dtype).mT))
+    unit_queries: list[Tensor] = []
+    if generator.keeps_tokens:
+
+        def keep(asked: Tensor) -> None:
+            unit_queries.append(asked[rows.supervised][is_answer].float())
+
+        for name, update in unit_updates(generator, memories, rows.owners, dtype, keep).items():
+            updates.setdefault(name, []).append(update)
     summed = {name: _sum(each) for name, each in updates.items()}
     with add_to_outputs(base.model, summed):
         logits = resumed_logits(base.model, states.start_block, rows.hidden, rows.segments, rows.supervised, norms)
@@ -195,11 +204,14 @@ def pass_losses(
                 base.model, states.start_block, rows.hidden[own], rows.segments[own], rows.supervised[own], norms
             )
         kept = _divergence(logits[~is_answer], plain)
+    asked_for = sum(queries.values(), torch.zeros((), device=device))
+    if unit_queries:
+        asked_for = torch.stack(unit_queries).mean(0)
     return PassLosses(
         cross_entropy(answer_logits, labels),
         (answer_logits.detach().argmax(-1) == labels),
         question,
-        _place_losses(states, rows, memories, sum(queries.values(), torch.zeros((), device=device))),
+        _place_losses(states, rows, memories, asked_for),
         kept,
     )
 
@@ -211,7 +223,7 @@ def _constant(down: Tensor, up: Tensor) -> Callable[[Tensor], Tensor]:
 def _sum(updates: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
     if len(updates) == 1:
         return updates[0]
-    return lambda inputs: updates[0](inputs) + updates[1](inputs)
+    return lambda inputs: sum((update(inputs) for update in updates[1:]), updates[0](inputs))
 
 
 def _divergence(logits: Tensor, plain: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ def start_block(recipe: TrainingRecipe, generator: EncoderGenerator) -> int:
     Raises:
         ConfigError: when there is none but the embeddings.
     """
-    adapted = [target.layer for target in generator.targets]
+    adapted = [target.layer for target in generator.targets] + [block.gate.layer for block in generator.unit_blocks]
     encoder = recipe.generator.encoder
     assert encoder is not None
     if encoder.constant_rank:
@@ -145,11 +145,13 @@ def start_block(recipe: TrainingRecipe, generator: EncoderGenerator) -> int:
 
 
 def lookup_targets(recipe: TrainingRecipe, generator: EncoderGenerator) -> list[TargetShape]:
-    """The targets whose lookups are trained first.
+    """The linears whose inputs lookups are trained on first: where units take tokens, the gates of their blocks.
 
     Raises:
         ConfigError: when a block of `lookup_layers` has no target.
     """
+    if generator.keeps_tokens:
+        return [block.gate for block in generator.unit_blocks]
     layers = recipe.encoder_training.lookup_layers
     found = [target for target in generator.targets if target.layer in layers]
     if missing := set(layers) - {target.layer for target in found}:

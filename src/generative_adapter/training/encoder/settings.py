@@ -17,7 +17,7 @@ class EncoderTraining:
         states_from: folder of another run of the same base model; what it knows of the same passages and questions is
             copied, not computed again.
         lookup_layers: blocks whose targets look words up from the start: lookups are learned on frozen states first,
-            and their reads say the words they find.
+            and their reads say the words they find. Where units take tokens, theirs do so instead.
         lookup_labels: tokens of an answer that are looked up.
         lookup_steps: steps on frozen states; 0: none.
         lookup_questions: questions of such a step.

@@ -41,21 +41,39 @@ def measure_start(generator: EncoderGenerator, base: BaseModel, states: FrozenSt
     ids, mask = padded(
         [states.passages[each.passage].questions[each.number].ids for each in asked], pad_id(base.tokenizer)
     )
+    answering = torch.zeros_like(mask)
+    for row, each in enumerate(asked):
+        question = states.passages[each.passage].questions[each.number]
+        answering[row, question.num_prompt - 1 : len(question.ids) - 1] = True
     squares: dict[str, Tensor] = {}
+    gates = {block.gate.name: block for block in generator.unit_blocks}
+    downs = {block.down.name: block for block in generator.unit_blocks}
 
     def measure(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
             squares[name] = args[0][mask].float().square().mean(0)
+            if name in gates:
+                block = gates[name]
+                block.input_scales.copy_(_scales(squares[name]))
+                block.query_proj.mul_(_QUERY_SIZE)
+                block.set_offset(args[0][answering], args[0][mask & ~answering])
+            if name in downs:
+                downs[name].set_activity(squares[name].sqrt())
 
         return hook
 
     with ExitStack() as stack:
-        for target in generator.targets:
-            module = find_linear(base.model, target.name)
-            stack.callback(module.register_forward_pre_hook(measure(target.name)).remove)
+        for name in dict.fromkeys([*(target.name for target in generator.targets), *gates, *downs]):
+            module = find_linear(base.model, name)
+            stack.callback(module.register_forward_pre_hook(measure(name)).remove)
         decoder = getattr(base.model, "base_model", base.model)
         decoder(input_ids=ids.to(base.device), attention_mask=mask.long().to(base.device), use_cache=False)
     for target in generator.targets:
-        size = squares[target.name].sqrt()
-        generator[target.name].input_scales.copy_(1 / (size + 0.01 * size.mean()))
+        generator[target.name].input_scales.copy_(_scales(squares[target.name]))
         generator[target.name].query_proj.mul_(_QUERY_SIZE)
+
+
+def _scales(squares: Tensor) -> Tensor:
+    """What makes inputs with these mean squares about one large, `[d_in]`."""
+    size = squares.sqrt()
+    return 1 / (size + 0.01 * size.mean())

@@ -1,0 +1,264 @@
+"""Training of generators whose memories keep tokens: passes against the adapter in the model, starts, whole runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+
+from generative_adapter import GenerativeAdapter
+from generative_adapter.base_model.inject import find_linear, inject
+from generative_adapter.base_model.resumed_pass import resumed_logits
+from generative_adapter.checkpoint import build_generator, load_generator, load_generator_alone
+from generative_adapter.errors import ConfigError
+from generative_adapter.generator.encoder_generator import MEMORY, EncoderGenerator
+from generative_adapter.training.encoder.encoding import group_memories
+from generative_adapter.training.encoder.groups import GroupSampler
+from generative_adapter.training.encoder.lookups import SHARPNESS, WordScores, lookup_losses
+from generative_adapter.training.encoder.passes import pass_losses, question_rows
+from generative_adapter.training.encoder.preparing import lookup_targets, prepared_states
+from generative_adapter.training.encoder.starting import measure_start
+from generative_adapter.training.processes import Processes
+from generative_adapter.training.recipe import load_recipe
+from generative_adapter.training.run import run_training
+from tiny_models import randomize
+
+RECIPE = {
+    "seed": 3,
+    "optimizer": "adamw",
+    "attention": "eager",
+    "generator": {
+        "targets": ["feed_forward_down"],
+        "layers": [1],
+        "state_dim": 16,
+        "rank": 12,
+        "scale": 1.0,
+        "normalization": "ridge",
+        "chunk_tokens": 64,
+        "encoder": {
+            "states": [1, 2],
+            "width": 24,
+            "heads": 2,
+            "constant_rank": 2,
+            "constant_from_layer": 1,
+            "unit_layers": [1, 2],
+        },
+    },
+    "prompt": {"question": "Question: {question}\nAnswer:"},
+    "sources": [{"kind": "facts", "num_facts": [2, 5], "num_questions": 3, "style": "plain"}],
+    "num_steps": 4,
+    "warmup_steps": 1,
+    "learning_rate": 3e-3,
+    "row_tokens": 96,
+    "log_steps": 1,
+    "evaluation_steps": 0,
+    "evaluation_contexts": 3,
+    "encoder_training": {
+        "passages": 24,
+        "lookup_steps": 4,
+        "lookup_questions": 6,
+        "group_passages": [1, 2, 5],
+        "group_shares": [1, 1, 1],
+        "rows": 4,
+        "kept_rows": 1,
+    },
+}
+
+
+@pytest.fixture
+def recipe_path(base_folder, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    values = RECIPE | {"base_model": str(base_folder), "output": str(tmp_path / "run"), "device": "cpu"}
+    path.write_text(yaml.safe_dump(values | {"dtype": "float32"}))
+    return path
+
+
+@pytest.fixture
+def recipe(recipe_path):
+    return load_recipe(recipe_path)
+
+
+@pytest.fixture
+def generator(recipe, base) -> EncoderGenerator:
+    torch.manual_seed(1)
+    made = build_generator(recipe.generator, base)
+    assert isinstance(made, EncoderGenerator)
+    return randomize(made)
+
+
+@pytest.fixture
+def states(recipe, base, generator):
+    return prepared_states(recipe, base, generator, Processes("cpu"))
+
+
+@pytest.fixture
+def embeddings(base):
+    return base.model.get_input_embeddings().weight.detach()
+
+
+def rows_of(base, generator, states, passages) -> torch.Tensor:
+    """The memory of some passages, each chunk read alone, from the states that are kept."""
+    rows = []
+    embeddings = base.model.get_input_embeddings().weight.detach()
+    for number in passages:
+        kept, at = states.passage_states(number).float(), 0
+        for chunk in states.passages[number].chunks:
+            own = kept[at : at + len(chunk)].unsqueeze(0)
+            hidden = dict(zip(generator.layers[1:], own.chunk(len(generator.layers) - 1, dim=-1), strict=True))
+            hidden[0] = embeddings[torch.tensor([chunk])].to(torch.bfloat16).float()
+            rows.append(generator.write(hidden)[MEMORY][0])
+            at += len(chunk)
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_passes_equal_the_adapter_in_the_model(recipe, base, generator, states, embeddings, step):
+    """The losses of a pass are those of the whole base model under the adapter that the generator makes."""
+    sampler = GroupSampler(states, embeddings, recipe.encoder_training, seed=0)
+    groups = sampler.groups(step, 0, 8)
+    memories = group_memories(generator, states, embeddings, groups)
+    rows = question_rows(states, groups, 96, 30)
+    found = pass_losses(base, generator, states, rows, memories, lookup_targets(recipe, generator), [])
+    expected = []
+    for asked, index in [each for each in rows.questions if each is not None]:
+        if index:
+            continue
+        group = next(each for each in groups if asked.passage in each.passages and asked in each.asked)
+        question = states.passages[asked.passage].questions[asked.number]
+        memory = {MEMORY: rows_of(base, generator, states, group.passages)}
+        hidden = states.question_states(asked).float().unsqueeze(0)  # rounded, as the pass has them
+        supervised = torch.zeros(1, len(question.ids), dtype=torch.bool)
+        supervised[0, question.num_prompt - 1 : -1] = True
+        with torch.no_grad(), inject(base.model, generator.adapter(memory)):
+            logits = resumed_logits(base.model, 1, hidden, torch.ones_like(supervised).long(), supervised)
+        expected.append(F.cross_entropy(logits, torch.tensor(question.ids[question.num_prompt :]), reduction="none"))
+    assert expected
+    torch.testing.assert_close(found.answers, torch.cat(expected), rtol=5e-3, atol=5e-3)
+    found.answers.sum().backward()
+    for block in generator.unit_blocks:
+        assert all(float(each.grad.abs().max()) > 0 for each in block.parameters() if each.grad is not None)
+        assert block.query_proj.grad is not None and block.gate_strength.grad is not None
+
+
+def test_an_empty_memory_changes_nothing(generator):
+    adapter = generator.adapter({MEMORY: torch.zeros(generator.state_shapes[MEMORY])})
+    assert len(adapter) > 0
+    assert all(float(each.delta().abs().max()) == 0 for each in adapter.values())
+
+
+def test_lookups_are_on_the_gates_inputs(recipe, base, generator, states, embeddings):
+    targets = lookup_targets(recipe, generator)
+    assert [target.name for target in targets] == [block.gate.name for block in generator.unit_blocks]
+    asked = next(each for each in states.asked[3])
+    question = states.passages[asked.passage].questions[asked.number]
+    seen = {}
+    handles = [
+        find_linear(base.model, target.name).register_forward_pre_hook(
+            lambda _, args, name=target.name: seen.__setitem__(name, args[0])
+        )
+        for target in targets
+    ]
+    with torch.no_grad():
+        base.model(torch.tensor([question.ids]))
+    for handle in handles:
+        handle.remove()
+    inputs = torch.cat([seen[target.name][0, question.num_prompt - 1] for target in targets])
+    torch.testing.assert_close(states.lookup_inputs(asked)[0].float(), inputs, rtol=0.03, atol=0.03)
+
+    sampler = GroupSampler(states, embeddings, recipe.encoder_training, seed=0)
+    groups = [sampler.held_out_group(3, 1)]
+    memory = group_memories(generator, states, embeddings, groups)[0]
+    scores = WordScores(embeddings, generator.word_proj, torch.arange(701.0))
+    found = lookup_losses(generator, scores, states, groups, [memory], targets)
+    places = []
+    for each in groups[0].asked:
+        own = states.passages[each.passage].questions[each.number]
+        for index, row in enumerate(states.lookup_inputs(each)):
+            if own.found[index]:
+                parts = row.split([target.in_features for target in targets])
+                queries = [
+                    part @ block.scaled_query_proj.to(torch.bfloat16).mT
+                    for part, block in zip(parts, generator.unit_blocks, strict=True)
+                ]
+                weights = memory.keys @ memory.inverse @ torch.stack(queries).float().mean(0)
+                places.append(-(SHARPNESS * weights).softmax(-1)[list(own.found[index])].sum().log())
+    torch.testing.assert_close(found.places, torch.stack(places), rtol=0.05, atol=0.05)
+
+
+def test_start_measures_units(recipe, base, states):
+    generator = build_generator(recipe.generator, base)
+    assert isinstance(generator, EncoderGenerator)
+    measure_start(generator, base, states)
+    for block in generator.unit_blocks:
+        assert float(block.input_scales.std()) > 0
+        assert len(set(block.activity.tolist())) > 10
+        assert bool((block.gate_offset != 0).any())
+
+
+def training_losses(folder) -> dict[int, float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if line["kind"] == "training"}
+
+
+def test_a_run_resumes_and_gives_a_generator_that_answers(recipe_path, tmp_path, base):
+    whole = run_training(recipe_path, output=tmp_path / "whole")
+    assert (whole.status, whole.step) == ("finished", 8)
+    folder = tmp_path / "stopped"
+    assert run_training(recipe_path, output=folder, max_seconds=0).status == "out_of_time"
+    assert run_training(recipe_path, output=folder, resume=True).step == 8
+    assert training_losses(folder) == pytest.approx(training_losses(tmp_path / "whole"), rel=1e-3)
+
+    checkpoint = load_generator(whole.generator, base)
+    model = GenerativeAdapter(base, checkpoint)
+    memory = model.contextualize("Anna keeps the keys. " * 9) + model.contextualize("The roof is black.")
+    assert memory.states[MEMORY].shape == (memory.num_tokens, 12 + 16)
+    with_memory, without = (model.answer(["Who keeps the keys?"], each, max_new_tokens=4) for each in (memory, None))
+    assert len(with_memory) == len(without) == 1
+    less = model.forget(memory, "The roof is black.")
+    assert torch.equal(less.states[MEMORY], model.contextualize("Anna keeps the keys. " * 9).states[MEMORY])
+
+    memory.save(tmp_path / "memory.safetensors", "float64")
+    alone = load_generator_alone(whole.generator)
+    expected = model.adapter(memory)
+    found = alone.generator.adapter(type(memory).load(tmp_path / "memory.safetensors").states)
+    assert found.keys() == expected.keys()
+    for name, factors in expected.items():
+        torch.testing.assert_close(found[name].delta(), factors.delta())
+
+
+def test_lookups_and_answers_get_better(recipe_path, tmp_path):
+    settings = ["encoder_training.lookup_steps=120", "num_steps=120", "encoder_training.kept_rows=0"]
+    settings += ["encoder_training.lookup_learning_rate=0.02", "learning_rate=0.01"]
+    run_training(recipe_path, settings, output=tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lookups = [line["loss"] for line in lines if "word_loss" in line and line["kind"] == "training"]
+    answers = [line["answer_loss"] for line in lines if "answer_loss" in line and line["kind"] == "training"]
+    assert (len(lookups), len(answers)) == (120, 120)
+    assert sum(lookups[-30:]) < 0.92 * sum(lookups[:30])
+    assert sum(answers[-10:]) < 0.9 * sum(answers[:10])
+
+
+def test_a_run_goes_on_from_a_generator_without_units(recipe_path, tmp_path, base):
+    first = run_training(recipe_path, ["generator.encoder.unit_layers=[]", "encoder_training.lookup_layers=[1]"])
+    settings = [f"initial_generator={first.generator}", "encoder_training.lookup_steps=0", "num_steps=1"]
+    second = run_training(recipe_path, settings, output=tmp_path / "second")
+    generator = load_generator(second.generator, base).generator
+    assert generator.keeps_tokens
+
+
+def test_units_need_a_gated_feed_forward_part(recipe):
+    from tiny_models import tiny_base
+
+    encoder = dataclasses.replace(recipe.generator.encoder, states=(1,), unit_layers=(1,), constant_rank=0)
+    config = dataclasses.replace(recipe.generator, encoder=encoder, layers=(1,), rank=8)
+    with pytest.raises(Exception, match="feed_forward_gate"):
+        build_generator(config, tiny_base("gpt2"))
+
+
+def test_blocks_of_units_are_checked(recipe):
+    with pytest.raises(ConfigError, match="unit_layers"):
+        dataclasses.replace(recipe.generator.encoder, unit_layers=(1, 1))
