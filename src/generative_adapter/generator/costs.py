@@ -22,6 +22,9 @@ With an encoder of width w and m layers over b block inputs, one memory of d_v =
     memory              2 n (d_v + d_r) d_r
     adapter             2 d_r^3 + 2 d_v d_r^2, and 2 d_v d_r d_in a target
 
+Where units take tokens, the memory's sums are made with the adapter, and each of their blocks whitens the keys it takes,
+2 n d_r^2 where it takes all.
+
 Leaves out: passes of the base model (`base_model.costs`) and of training (`training.pass_costs`).
 """
 
@@ -78,15 +81,25 @@ def writing_flops(config: GeneratorConfig, num_targets: int, hidden_size: int, n
     return num_targets * (2 * num_tokens * (hidden_size * (key_width(config) + elsewhere) + state) + windows)
 
 
-def adapter_flops(config: GeneratorConfig, targets: Sequence[TargetShape]) -> float:
+def adapter_flops(
+    config: GeneratorConfig, targets: Sequence[TargetShape], num_tokens: int = 0, num_units: int = 0
+) -> float:
     """Operations that make an adapter of the memories of all targets: normalisation and factors.
 
     The directions of `svd` go into the factors as they are, without the product U V^T of its normalisation.
+
+    Args:
+        config: of the generator.
+        targets: the linears that read the memory.
+        num_tokens: n, of the memory; it matters where units take tokens.
+        num_units: tokens that the units of all blocks have taken.
     """
     width, decomposed = config.state_dim, config.normalization == "svd"
     if config.encoder is not None:
         inputs = sum(target.in_features for target in targets)
-        return float(2 * width**3 + 2 * config.rank * width * (width + inputs))
+        once = 2 * width**3 + 2 * config.rank * width * (width + inputs)
+        sums = 2 * num_tokens * (config.rank + width) * width if config.encoder.unit_layers else 0
+        return float(once + sums + 2 * num_units * width**2)
     widths = sum(target.out_features + target.in_features * decomposed for target in targets)
     normalization = normalization_flops(config)[0]
     if decomposed:
@@ -100,4 +113,5 @@ def _encoder_writing_flops(config: GeneratorConfig, encoder: EncoderConfig, hidd
     encoded = 2 * num_tokens * (1 + len(encoder.states)) * hidden_size * width
     encoded += encoder.layers * (16 * num_tokens * width**2 + 4 * num_tokens**2 * width)
     projected = 2 * num_tokens * (width * keys + values * (hidden_size + width) + width)
-    return float(encoded + projected + 2 * num_tokens * (values + keys) * keys)
+    sums = 0 if encoder.unit_layers else 2 * num_tokens * (values + keys) * keys
+    return float(encoded + projected + sums)

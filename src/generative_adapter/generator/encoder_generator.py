@@ -220,6 +220,11 @@ class EncoderGenerator(ContextGenerator):
             sums, inverse = ridge_inverse(states, self.ridge_strength)
             return sums @ inverse, inverse
 
+    def units_taken(self, num_tokens: int) -> int:
+        """See `ContextGenerator.units_taken`."""
+        blocks = self.unit_blocks
+        return sum(map(len, tokens_of_blocks(torch.zeros(num_tokens, 1), blocks))) if blocks else 0
+
     @torch.no_grad()
     def adapter(self, states: Mapping[str, Tensor]) -> LowRankAdapter:
         """Generated and constant factors side by side; zeros for the empty memory.

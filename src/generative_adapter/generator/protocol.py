@@ -82,6 +82,10 @@ class ContextGenerator(nn.Module, ABC):
         real = mask.to(torch.bool)
         return {name: rows.float()[real] for name, rows in increments.items()}
 
+    def units_taken(self, num_tokens: int) -> int:
+        """Units of feed-forward parts that take a token each when a memory holds so many tokens, in all blocks."""
+        return 0
+
     @abstractmethod
     def adapter(self, states: Mapping[str, Tensor]) -> LowRankAdapter:
         """The adapter of a memory, eq. (9), arXiv:2411.05877; that of the empty memory changes nothing.
