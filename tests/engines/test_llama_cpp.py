@@ -85,6 +85,26 @@ def test_twenty_answers_are_ours(model, memories, prompts, end, python, library,
     assert len(wrong) <= (0 if dtype == "fp32" else 2), wrong  # shorter numbers may tip what is close
 
 
+def test_units_that_take_tokens_answer_as_ours(
+    model, unit_adapters, unit_prompts, end, python, library, base_gguf, tmp_path
+):
+    paths = []
+    for number, adapter in enumerate(unit_adapters):
+        paths.append(str(tmp_path / f"{number}.gguf"))
+        save_gguf(adapter, paths[-1], model.base.model, model.base.name, dtype="fp32")
+    answers = run(
+        python,
+        library=str(library),
+        model=str(base_gguf),
+        adapters=paths,
+        prompts=[[prompt.text, prompt.ids] for prompt in unit_prompts],
+        max_tokens=MAX_TOKENS,
+        end=end,
+    )
+    told = [model.base.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+    assert told == [prompt.answer for prompt in unit_prompts]
+
+
 def test_without_an_adapter_the_plain_model_answers(model, prompts, end, python, library, base_gguf):
     plain = model.answer(["What is the capital of France?"], max_new_tokens=MAX_TOKENS)[0].text
     given = next(prompt.ids for prompt in prompts if "France" in model.base.tokenizer.decode(prompt.ids))

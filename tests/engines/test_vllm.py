@@ -78,6 +78,15 @@ def test_eight_adapters_in_one_batch_give_our_answers(loaded: Server, prompts, e
     assert not wrong
 
 
+def test_units_that_take_tokens_answer_as_ours(server: Server, model, unit_adapters, unit_prompts, end, tmp_path):
+    for number, adapter in enumerate(unit_adapters):
+        save_peft(adapter, tmp_path / str(number), model.base.name, model=model.base.model, dtype="fp32")
+        server.load(f"units-{number}", tmp_path / str(number))
+    with ThreadPoolExecutor(len(unit_prompts)) as pool:
+        told = list(pool.map(lambda prompt: server.answer(f"units-{prompt.text}", prompt.ids, end), unit_prompts))
+    assert told == [prompt.answer for prompt in unit_prompts]
+
+
 def test_the_base_model_stays_as_it_was(loaded: Server, model, prompts, end):
     plain = model.answer(["What is the capital of France?"], max_new_tokens=MAX_TOKENS)[0].text
     given = next(prompt.ids for prompt in prompts if "France" in model.base.tokenizer.decode(prompt.ids))
