@@ -22,8 +22,8 @@ With an encoder of width w and m layers over b block inputs, one memory of d_v =
     memory              2 n (d_v + d_r) d_r
     adapter             2 d_r^3 + 2 d_v d_r^2, and 2 d_v d_r d_in a target
 
-Where units take tokens, the memory's sums are made with the adapter, and each of their blocks whitens the keys it takes,
-2 n d_r^2 where it takes all.
+Where units take tokens, the memory's sums are made with the adapter, and each of their blocks whitens the keys it
+takes, 2 n d_r^2 where it takes all.
 
 Leaves out: passes of the base model (`base_model.costs`) and of training (`training.pass_costs`).
 """
