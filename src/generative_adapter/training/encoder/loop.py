@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 _FINAL_LOOKUP_RATE = 0.1
 _SCALAR_RATE = 10.0  # of strengths and biases that are one number, beside matrices
+_UNIT_QUERY_RATE = 6.0  # entries of units' queries are a hundred times as large as those of linear reads
+_UNIT_STRENGTH_RATE = 60.0  # numbers of about 4 and 8
 _FILLED = 0.9  # of the rows of a pass
 _SUMS = ("real_tokens", "computed_tokens", "questions")  # over all processes, where the others are means
 _UNIT_LOUDNESS = 20.0  # of a unit whose token is meant, beside a linear read
@@ -284,10 +286,14 @@ class EncoderTrainer(SteppedTraining):
                 self._embeddings, self.generator.word_proj.cpu(), word_counts(self.states, len(self._embeddings))
             )
             self._scores = words.to(self.base.device)
+        unit_rates = {}
+        for block in self.generator.unit_blocks:
+            unit_rates[id(block.query_proj)] = _UNIT_QUERY_RATE
+            unit_rates |= dict.fromkeys((id(block.gate_strength), id(block.up_strength)), _UNIT_STRENGTH_RATE)
         groups: dict[str, list[dict[str, Any]]] = {"matrices": [], "others": []}
         for parameter in self._trained():
             kind = "matrices" if parameter.ndim > 1 else "others"
-            rate = _SCALAR_RATE if parameter.numel() == 1 else 1.0
+            rate = unit_rates.get(id(parameter), _SCALAR_RATE if parameter.numel() == 1 else 1.0)
             decay = self.recipe.weight_decay if kind == "matrices" else 0.0
             groups[kind].append({"params": [parameter], "rate": rate, "weight_decay": decay})
         if self.recipe.optimizer != "muon":
