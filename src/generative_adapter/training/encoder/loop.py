@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 _FINAL_LOOKUP_RATE = 0.1
 _SCALAR_RATE = 10.0  # of strengths and biases that are one number, beside matrices
-_UNIT_QUERY_RATE = 6.0  # entries of units' queries are a hundred times as large as those of linear reads
+_UNIT_QUERY_RATE = 3.0  # entries of units' queries are a hundred times as large as those of linear reads
 _UNIT_STRENGTH_RATE = 60.0  # numbers of about 4 and 8
 _FILLED = 0.9  # of the rows of a pass
 _SUMS = ("real_tokens", "computed_tokens", "questions")  # over all processes, where the others are means
