@@ -27,8 +27,9 @@ from torch import Tensor
 
 from generative_adapter import load_base_model, save_generator
 from generative_adapter.base_model.capture import on_block_inputs
+from generative_adapter.base_model.generator_building import build_generator
 from generative_adapter.base_model.loading import BaseModel
-from generative_adapter.checkpoint import GeneratorCheckpoint, build_generator
+from generative_adapter.checkpoint import GeneratorCheckpoint
 from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.generator.unit_rms import unit_rms
 from generative_adapter.training.recipe import TrainingRecipe, load_recipe

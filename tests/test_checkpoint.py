@@ -13,11 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from generative_adapter import checkpoint as checkpoint_module
 from generative_adapter.base_model.fingerprint import base_model_fingerprint, tensors_fingerprint
+from generative_adapter.base_model.generator_building import build_generator
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.checkpoint import (
     GENERATOR_FORMAT,
     GeneratorCheckpoint,
-    build_generator,
     generator_file_fingerprint,
     generator_fingerprint,
     load_generator,
@@ -32,9 +32,7 @@ from generative_adapter.config import EncoderConfig, GeneratorConfig, PromptConf
 from generative_adapter.contextualizer import GenerativeAdapter
 from generative_adapter.errors import (
     CheckpointError,
-    ConfigError,
     FingerprintMismatchError,
-    UnsupportedArchitectureError,
 )
 from generative_adapter.generator.memory import ContextMemory
 from tiny_models import tiny_base, tiny_checkpoint, tiny_encoder_config
@@ -210,16 +208,6 @@ def test_a_generator_without_hidden_norm_has_no_norm_weights(base: BaseModel, tm
     assert load_generator(path, base).generator["model.layers.0.mlp.down_proj"].norm_weight is None
 
 
-def test_a_new_generator_has_the_form_of_its_config(base: BaseModel) -> None:
-    generator = build_generator(CONFIG, base)
-    target = generator["model.layers.2.mlp.down_proj"]
-    assert target.query_proj.shape == (STATE, INNER) and target.output_proj.shape == (HIDDEN, STATE)
-    assert (target.rank, target.scale, target.value_shift, target.normalization) == (RANK, 0.375, 1, "svd")
-    assert generator.layers == (0, 2)
-    with pytest.raises(UnsupportedArchitectureError, match="no_such_proj"):
-        build_generator(replace(CONFIG, targets=("no_such_proj",)), base)
-
-
 # -------------------------------------------------------------------------------------------------------- fingerprint
 
 
@@ -339,32 +327,6 @@ def test_every_weight_and_setting_of_an_encoder_is_in_the_fingerprint(encoded: G
         changed = replace(ENCODED, encoder=replace(ENCODED.encoder, **change))
         seen.add(generator_fingerprint(encoded.generator, changed))
     assert len(seen) == len(weights) + 4
-
-
-def test_a_new_encoder_knows_the_final_norm(base: BaseModel) -> None:
-    norm = base.model.get_submodule("model.norm").weight
-    original = norm.clone()
-    with torch.no_grad():
-        norm.copy_(torch.linspace(-3, 3, HIDDEN))
-        made = build_generator(ENCODED, base).named_weights()
-        expected = made["memory.word_proj"].mT / norm.unsqueeze(1)
-        norm.copy_(original)
-    torch.testing.assert_close(made["memory.word_directions"], expected)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"states": (1, 3)}, "block 3 is out of range: the base model has 3 blocks"),
-        ({"constant_from_layer": 4}, "block 4 is out of range"),
-    ],
-)
-def test_an_encoder_that_does_not_fit_the_base_is_refused(base: BaseModel, change: dict, message: str) -> None:
-    assert ENCODED.encoder is not None
-    with pytest.raises(ConfigError, match=message):
-        build_generator(replace(ENCODED, encoder=replace(ENCODED.encoder, **change)), base)
-    with pytest.raises(ConfigError, match="gate_proj has 41 outputs, not the 24"):
-        build_generator(replace(ENCODED, targets=("gate_proj",)), base)
 
 
 # ------------------------------------------------------------------------------------------------------------ refused

@@ -15,8 +15,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from generative_adapter.base_model.fingerprint import base_model_fingerprint
+from generative_adapter.base_model.generator_building import build_generator
 from generative_adapter.base_model.loading import BaseModel
-from generative_adapter.checkpoint import GeneratorCheckpoint, build_generator
+from generative_adapter.checkpoint import GeneratorCheckpoint
 from generative_adapter.config import EncoderConfig, GeneratorConfig, PromptConfig
 from generative_adapter.generator.protocol import ContextGenerator
 

@@ -17,16 +17,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from generative_adapter.base_model.final_norm import final_norm_gains
 from generative_adapter.base_model.fingerprint import tensors_fingerprint
+from generative_adapter.base_model.generator_building import build_generator, generator_of_weights
 from generative_adapter.base_model.loading import BaseModel
-from generative_adapter.base_model.targets import FEED_FORWARD, all_linears, find_blocks, find_targets
-from generative_adapter.config import GeneratorConfig, PromptConfig, TargetShape, from_mapping, to_mapping
+from generative_adapter.config import GeneratorConfig, PromptConfig, from_mapping, to_mapping
 from generative_adapter.errors import CheckpointError, ConfigError, FingerprintMismatchError
-from generative_adapter.generator.encoder_generator import EncoderGenerator
-from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.generator.protocol import ContextGenerator
 from generative_adapter.generator.storage import write_safetensors
 
@@ -120,43 +117,6 @@ def generator_file_fingerprint(path: str | Path) -> str:
     path = Path(path)
     config, _ = _read_settings(path, _read_header(path))
     return _fingerprint(load_file(path), config)
-
-
-def build_generator(config: GeneratorConfig, base: BaseModel) -> ContextGenerator:
-    """A new, untrained generator for a base model, in float32 on its device.
-
-    Raises:
-        UnsupportedArchitectureError: when a target isn't found in the base model.
-        ConfigError: when the form doesn't fit the base model.
-    """
-    hidden_size = base.model.config.get_text_config().hidden_size
-    return generator_for(config, base.model, hidden_size).to(base.device)
-
-
-def generator_for(config: GeneratorConfig, model: nn.Module, hidden_size: int) -> ContextGenerator:
-    """A new, untrained generator for a model, which may be on the meta device; see `build_generator`."""
-    targets = find_targets(model, config.targets, config.layers)
-    encoder = config.encoder
-    if encoder is None:
-        return AdapterGenerator.from_config(config, targets, hidden_size)
-    num_blocks = len(find_blocks(model)[1])
-    highest = max(encoder.states[-1], encoder.constant_from_layer if encoder.constant_rank else 0)
-    if highest >= num_blocks:
-        raise ConfigError(
-            f"generator.encoder: block {highest} is out of range: the base model has {num_blocks} blocks; see states "
-            "and constant_from_layer"
-        )
-    reading = range(encoder.reading_from_layer, encoder.states[-1]) if encoder.reading_rank else ()
-    constant = range(encoder.constant_from_layer, num_blocks)
-    return EncoderGenerator.from_config(
-        config,
-        targets,
-        hidden_size,
-        final_norm=final_norm_gains(model, hidden_size),
-        reading_targets=all_linears(model, reading),
-        constant_targets=find_targets(model, encoder.constant_targets, constant) if encoder.constant_rank else (),
-        unit_targets=find_targets(model, FEED_FORWARD, encoder.unit_layers) if encoder.unit_layers else (),
-    )
 
 
 def named_weights(generator: ContextGenerator) -> dict[str, Tensor]:
@@ -258,7 +218,7 @@ def load_generator_alone(path: str | Path) -> GeneratorCheckpoint:
     config, prompt = _read_settings(path, header)
     tensors = load_file(path)
     try:
-        generator = _generator_of(config, tensors)
+        generator = generator_of_weights(config, tensors)
     except KeyError as error:
         raise CheckpointError(f"{path} doesn't hold the weights of its settings: {error} is missing") from error
     load_weights(generator, tensors, str(path))
@@ -266,54 +226,6 @@ def load_generator_alone(path: str | Path) -> GeneratorCheckpoint:
     return GeneratorCheckpoint(
         generator, config, prompt, header["base_name"], header["base_fingerprint"], header["training"]
     )
-
-
-def _generator_of(config: GeneratorConfig, tensors: Mapping[str, Tensor]) -> ContextGenerator:
-    """A new generator for targets of the shapes that its weights show."""
-
-    def shapes(down: str, up: str) -> list[TargetShape]:
-        found = []
-        for name, tensor in tensors.items():
-            target, _, part = name.rpartition(".")
-            if part == down:
-                found.append(
-                    TargetShape(target, _block_of(target), tensor.shape[1], tensors[f"{target}.{up}"].shape[0])
-                )
-        return sorted(found, key=lambda shape: (shape.layer, shape.name))
-
-    targets = shapes("query_proj", "output_proj")
-    if config.encoder is None:
-        return AdapterGenerator.from_config(config, targets, tensors[f"{targets[0].name}.value_proj"].shape[1])
-    hidden_size = tensors["memory.word_proj"].shape[1]
-    return EncoderGenerator.from_config(
-        config,
-        targets,
-        hidden_size,
-        final_norm=torch.ones(hidden_size),  # only new word directions need it; these are loaded
-        reading_targets=shapes("reading_down", "reading_up"),
-        constant_targets=shapes("constant_down", "constant_up"),
-        unit_targets=_unit_targets(tensors),
-    )
-
-
-def _unit_targets(tensors: Mapping[str, Tensor]) -> list[TargetShape]:
-    """Gate, up and down of every block whose units take tokens."""
-    found = []
-    for kind, turned in (("unit_query", 0), ("unit_strength", 0), ("unit_activity", 1)):
-        names = [name.rpartition(".")[0] for name in tensors if name.endswith(f".{kind}")]
-        found.append(sorted((_block_of(name), name) for name in names if turned or f"{name}.unit_offset" in tensors))
-    gates, strengths, downs = found
-    targets = []
-    for (block, gate), (_, down) in zip(gates, downs, strict=True):
-        up = next(name for at, name in strengths if at == block and name != gate)
-        width, units = tensors[f"{gate}.unit_query"].shape[1], len(tensors[f"{down}.unit_activity"])
-        targets += [TargetShape(name, block, width, units) for name in (gate, up)]
-        targets.append(TargetShape(down, block, units, width))
-    return targets
-
-
-def _block_of(target: str) -> int:
-    return next(int(piece) for piece in target.split(".") if piece.isdigit())
 
 
 def read_generator_info(path: str | Path) -> dict[str, Any]:

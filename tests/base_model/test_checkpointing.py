@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from generative_adapter.base_model.checkpointing import recompute_blocks
+from generative_adapter.base_model.generator_building import build_generator
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.base_model.prefix_pass import attention_kernel, prefix_logits, read_first_chunks
 from generative_adapter.base_model.targets import find_blocks
-from generative_adapter.checkpoint import build_generator
 from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.generator.target_generator import TargetGenerator
 from slow_reading import make_layout

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from generative_adapter.base_model.capture import capture_block_inputs
+from generative_adapter.base_model.generator_building import build_generator
 from generative_adapter.base_model.grouped_attention import register_grouped_attention
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.base_model.prefix_pass import (
@@ -16,7 +17,6 @@ from generative_adapter.base_model.prefix_pass import (
     read_first_chunks,
     segment_positions,
 )
-from generative_adapter.checkpoint import build_generator
 from generative_adapter.config import NORMALIZATIONS
 from generative_adapter.errors import BaseModelError
 from generative_adapter.generator.generator import AdapterGenerator

@@ -10,9 +10,10 @@ import torch
 from engine_setup import MAX_TOKENS, QUESTIONS, TEXTS, Prompt
 from generative_adapter import ContextMemory, GenerativeAdapter
 from generative_adapter.base_model.decoding import greedy_answers
+from generative_adapter.base_model.generator_building import build_generator
 from generative_adapter.base_model.inject import inject
 from generative_adapter.base_model.prompts import end_ids, question_ids
-from generative_adapter.checkpoint import GeneratorCheckpoint, build_generator
+from generative_adapter.checkpoint import GeneratorCheckpoint
 from generative_adapter.config import EncoderConfig, GeneratorConfig, PromptConfig
 from generative_adapter.export.base_folder import save_base_model
 from generative_adapter.generator.encoder_generator import EncoderGenerator

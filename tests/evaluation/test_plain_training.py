@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from generative_adapter.base_model.generator_building import build_generator
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.base_model.prompts import start_ids
-from generative_adapter.checkpoint import build_generator
 from generative_adapter.errors import ConfigError
 from generative_adapter.evaluation import plain_training
 from generative_adapter.evaluation.plain_training import (

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from generative_adapter.base_model.generator_building import build_generator
 from generative_adapter.base_model.loading import BaseModel
-from generative_adapter.checkpoint import build_generator
 from generative_adapter.config import PromptConfig
 from generative_adapter.contextualizer import GenerativeAdapter
 from generative_adapter.methods.answering import Batching

@@ -14,8 +14,8 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from generative_adapter.base_model.generator_building import build_generator
 from generative_adapter.base_model.loading import BaseModel, load_base_model
-from generative_adapter.checkpoint import build_generator
 from generative_adapter.config import GeneratorConfig
 from generative_adapter.data.facts import sample_facts_record
 from generative_adapter.generator.generator import AdapterGenerator

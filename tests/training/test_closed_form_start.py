@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
+from generative_adapter.base_model.generator_building import build_generator
 from generative_adapter.base_model.inject import inject
 from generative_adapter.base_model.loading import BaseModel, find_embedded_gguf, load_base_model
-from generative_adapter.checkpoint import build_generator
 from generative_adapter.errors import BaseModelError
 from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.training.recipe import TrainingRecipe, load_recipe

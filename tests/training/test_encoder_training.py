@@ -11,8 +11,9 @@ import torch.nn.functional as F
 import yaml
 
 from generative_adapter.base_model.capture import capture_block_inputs
+from generative_adapter.base_model.generator_building import build_generator
 from generative_adapter.base_model.inject import find_linear, inject
-from generative_adapter.checkpoint import build_generator, load_generator
+from generative_adapter.checkpoint import load_generator
 from generative_adapter.errors import CheckpointError, ConfigError
 from generative_adapter.generator.encoder_generator import MEMORY, EncoderGenerator
 from generative_adapter.training.batches import ContextItem, Segment

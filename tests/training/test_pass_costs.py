@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from generative_adapter.base_model.costs import base_sizes
-from generative_adapter.checkpoint import build_generator
+from generative_adapter.base_model.generator_building import build_generator
 from generative_adapter.config import GeneratorConfig
 from generative_adapter.generator.normalization import normalize, ridge
 from generative_adapter.training.batches import Batch, ContextItem, Segment, assemble

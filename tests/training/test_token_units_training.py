@@ -11,9 +11,10 @@ import torch.nn.functional as F
 import yaml
 
 from generative_adapter import GenerativeAdapter
+from generative_adapter.base_model.generator_building import build_generator
 from generative_adapter.base_model.inject import find_linear, inject
 from generative_adapter.base_model.resumed_pass import resumed_logits
-from generative_adapter.checkpoint import build_generator, load_generator, load_generator_alone
+from generative_adapter.checkpoint import load_generator, load_generator_alone
 from generative_adapter.errors import ConfigError
 from generative_adapter.generator.encoder_generator import MEMORY, EncoderGenerator
 from generative_adapter.training.encoder.encoding import group_memories

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from generative_adapter.base_model.costs import BaseSizes, base_sizes
+from generative_adapter.base_model.generator_building import generator_for
 from generative_adapter.base_model.skeleton import load_skeleton
-from generative_adapter.checkpoint import generator_for
 from generative_adapter.config import TargetShape, require
 from generative_adapter.errors import DataError
 from generative_adapter.generator.generator import paper_generator

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from generative_adapter.base_model.generator_building import build_generator
 from generative_adapter.base_model.loading import BaseModel, choose_dtype, load_base_model
 from generative_adapter.checkpoint import (
     GeneratorCheckpoint,
-    build_generator,
     load_weights,
     read_generator_info,
     save_generator,
