@@ -18,7 +18,11 @@ from generative_adapter.base_model.generator_building import build_generator
 from generative_adapter.base_model.loading import BaseModel, load_base_model
 from generative_adapter.config import GeneratorConfig
 from generative_adapter.data.facts import sample_facts_record
+from generative_adapter.generator.encoder_generator import EncoderGenerator
 from generative_adapter.generator.generator import AdapterGenerator
+from generative_adapter.training.encoder.frozen_states import FrozenStates
+from generative_adapter.training.encoder.preparing import prepared_states
+from generative_adapter.training.processes import Processes
 from generative_adapter.training.recipe import TrainingRecipe, load_recipe
 from tiny_models import randomize
 
@@ -137,6 +141,87 @@ def write_recipe(tmp_path: Path, base_folder: Path, records_file: Path) -> Calla
 
 
 @pytest.fixture
-def recipe(write_recipe: Callable[..., Path]) -> Callable[..., TrainingRecipe]:
+def make_recipe(write_recipe: Callable[..., Path]) -> Callable[..., TrainingRecipe]:
     """The recipe of `write_recipe`, loaded."""
     return lambda **settings: load_recipe(write_recipe(**settings))
+
+
+@pytest.fixture
+def encoder_values() -> dict[str, Any]:
+    """Settings of a quick run of a generator with an encoder; a file of tests may change some for its own."""
+    return {
+        "seed": 3,
+        "optimizer": "adamw",
+        "attention": "eager",
+        "generator": {
+            "targets": ["feed_forward_down"],
+            "layers": [1, 2],
+            "state_dim": 16,
+            "rank": 12,
+            "scale": 1.0,
+            "normalization": "ridge",
+            "chunk_tokens": 64,
+            "encoder": {
+                "states": [1, 2],
+                "width": 24,
+                "heads": 2,
+                "constant_rank": 2,
+                "constant_from_layer": 1,
+            },
+        },
+        "prompt": {"question": "Question: {question}\nAnswer:"},
+        "sources": [{"kind": "facts", "num_facts": [2, 5], "num_questions": 3, "style": "plain"}],
+        "num_steps": 4,
+        "warmup_steps": 1,
+        "learning_rate": 3e-3,
+        "row_tokens": 96,
+        "log_steps": 1,
+        "evaluation_steps": 0,
+        "evaluation_contexts": 3,
+        "encoder_training": {
+            "passages": 24,
+            "lookup_layers": [2],
+            "lookup_steps": 4,
+            "lookup_questions": 6,
+            "group_passages": [2, 9],
+            "group_shares": [1, 1],
+            "rows": 4,
+            "kept_rows": 1,
+        },
+    }
+
+
+@pytest.fixture
+def recipe_path(encoder_values: dict[str, Any], base_folder: Path, tmp_path: Path) -> Path:
+    """A recipe of `encoder_values`."""
+    path = tmp_path / "recipe.yaml"
+    values = {"base_model": str(base_folder), "output": str(tmp_path / "run"), "device": "cpu", "dtype": "float32"}
+    path.write_text(yaml.safe_dump(encoder_values | values))
+    return path
+
+
+@pytest.fixture
+def recipe(recipe_path: Path) -> TrainingRecipe:
+    """The recipe of `recipe_path`, loaded."""
+    return load_recipe(recipe_path)
+
+
+@pytest.fixture
+def generator(recipe: TrainingRecipe, base: BaseModel) -> EncoderGenerator:
+    """A random generator of that recipe."""
+    torch.manual_seed(1)
+    made = build_generator(recipe.generator, base)
+    assert isinstance(made, EncoderGenerator)
+    return randomize(made)
+
+
+@pytest.fixture
+def states(recipe: TrainingRecipe, base: BaseModel, generator: EncoderGenerator) -> FrozenStates:
+    """What the base model makes of that recipe's passages."""
+    return prepared_states(recipe, base, generator, Processes("cpu"))
+
+
+@pytest.fixture
+def embeddings(base: BaseModel) -> torch.Tensor:
+    """The base model's input embeddings."""
+    return base.model.get_input_embeddings().weight.detach()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from generative_adapter.training.batches import ContextItem, Segment, assemble, 
 from generative_adapter.training.distillation import distillation_losses, teacher_targets, with_teacher
 from generative_adapter.training.objectives import token_losses
 from generative_adapter.training.run import run_training
+from metric_lines import training_lines, training_losses
 
 SEPARATOR = (21, 22)
 
@@ -105,7 +105,6 @@ def test_a_generator_learns_from_the_teacher_alone(write_recipe: Callable[..., P
     source = {"kind": "facts", "num_facts": [2, 3], "num_questions": 2}
     path = write_recipe(num_steps=30, log_steps=5, sources=[source], seed=3, **weights)
     run_training(path)
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["distillation_loss"] for line in lines if line["kind"] == "training"]
+    losses = [line["distillation_loss"] for line in training_lines(tmp_path / "run")]
     assert losses[-1] < 0.9 * losses[0]
-    assert [line["loss"] for line in lines if line["kind"] == "training"] == pytest.approx(losses)
+    assert list(training_losses(tmp_path / "run").values()) == pytest.approx(losses)

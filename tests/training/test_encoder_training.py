@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 
 from generative_adapter.base_model.capture import capture_block_inputs
 from generative_adapter.base_model.generator_building import build_generator
@@ -26,81 +24,8 @@ from generative_adapter.training.encoder.preparing import lookup_targets, prepar
 from generative_adapter.training.encoder.settings import EncoderTraining
 from generative_adapter.training.encoder.starting import measure_start
 from generative_adapter.training.processes import Processes
-from generative_adapter.training.recipe import load_recipe
 from generative_adapter.training.run import run_training
-from tiny_models import randomize
-
-RECIPE = {
-    "seed": 3,
-    "optimizer": "adamw",
-    "attention": "eager",
-    "generator": {
-        "targets": ["feed_forward_down"],
-        "layers": [1, 2],
-        "state_dim": 16,
-        "rank": 12,
-        "scale": 1.0,
-        "normalization": "ridge",
-        "chunk_tokens": 64,
-        "encoder": {
-            "states": [1, 2],
-            "width": 24,
-            "heads": 2,
-            "constant_rank": 2,
-            "constant_from_layer": 1,
-        },
-    },
-    "prompt": {"question": "Question: {question}\nAnswer:"},
-    "sources": [{"kind": "facts", "num_facts": [2, 5], "num_questions": 3, "style": "plain"}],
-    "num_steps": 4,
-    "warmup_steps": 1,
-    "learning_rate": 3e-3,
-    "row_tokens": 96,
-    "log_steps": 1,
-    "evaluation_steps": 0,
-    "evaluation_contexts": 3,
-    "encoder_training": {
-        "passages": 24,
-        "lookup_layers": [2],
-        "lookup_steps": 4,
-        "lookup_questions": 6,
-        "group_passages": [2, 9],
-        "group_shares": [1, 1],
-        "rows": 4,
-        "kept_rows": 1,
-    },
-}
-
-
-@pytest.fixture
-def recipe_path(base_folder, tmp_path):
-    path = tmp_path / "recipe.yaml"
-    values = RECIPE | {"base_model": str(base_folder), "output": str(tmp_path / "run"), "device": "cpu"}
-    path.write_text(yaml.safe_dump(values | {"dtype": "float32"}))
-    return path
-
-
-@pytest.fixture
-def recipe(recipe_path):
-    return load_recipe(recipe_path)
-
-
-@pytest.fixture
-def generator(recipe, base) -> EncoderGenerator:
-    torch.manual_seed(1)
-    made = build_generator(recipe.generator, base)
-    assert isinstance(made, EncoderGenerator)
-    return randomize(made)
-
-
-@pytest.fixture
-def states(recipe, base, generator):
-    return prepared_states(recipe, base, generator, Processes("cpu"))
-
-
-@pytest.fixture
-def embeddings(base):
-    return base.model.get_input_embeddings().weight.detach()
+from metric_lines import metric_lines, training_lines, training_losses
 
 
 def exact(tensor: torch.Tensor) -> torch.Tensor:
@@ -293,11 +218,6 @@ class Killed(Exception):
     pass
 
 
-def training_losses(folder) -> dict[int, float]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines if line["kind"] == "training"}
-
-
 def test_a_run_resumes_as_if_it_had_not_stopped(recipe_path, tmp_path, base):
     whole = run_training(recipe_path, ["num_steps=6"], output=tmp_path / "whole")
     assert (whole.status, whole.step) == ("finished", 10)
@@ -325,15 +245,14 @@ def test_lookups_and_answers_get_better(recipe_path, tmp_path):
     settings = ["encoder_training.lookup_steps=150", "num_steps=60", "encoder_training.kept_rows=0"]
     settings += ["encoder_training.lookup_learning_rate=0.02", "learning_rate=0.01"]
     run_training(recipe_path, settings, output=tmp_path / "run")
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    lookups = [line["loss"] for line in lines if "word_loss" in line and line["kind"] == "training"]
-    places = [line["place_loss"] for line in lines if "word_loss" in line and line["kind"] == "training"]
-    answers = [line["answer_loss"] for line in lines if "answer_loss" in line and line["kind"] == "training"]
+    lookups = [line["loss"] for line in training_lines(tmp_path / "run", "word_loss")]
+    places = [line["place_loss"] for line in training_lines(tmp_path / "run", "word_loss")]
+    answers = [line["answer_loss"] for line in training_lines(tmp_path / "run", "answer_loss")]
     assert (len(lookups), len(answers)) == (150, 60)
     assert sum(lookups[-30:]) < 0.92 * sum(lookups[:30])
     assert sum(places[-30:]) < 0.9 * sum(places[:30])
     assert sum(answers[-10:]) < 0.9 * sum(answers[:10])
-    chosen = next(line for line in lines if line["kind"] == "word_strength")
+    chosen = next(line for line in metric_lines(tmp_path / "run") if line["kind"] == "word_strength")
     assert chosen["chosen"] == chosen["strengths"][chosen["losses"].index(min(chosen["losses"]))]
 
 

@@ -52,8 +52,8 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 @pytest.fixture
-def trainer(base: BaseModel, recipe: Callable[..., TrainingRecipe]) -> Callable[..., Trainer]:
-    return lambda **settings: make_trainer(recipe(**settings), base)
+def trainer(base: BaseModel, make_recipe: Callable[..., TrainingRecipe]) -> Callable[..., Trainer]:
+    return lambda **settings: make_trainer(make_recipe(**settings), base)
 
 
 @pytest.fixture
@@ -164,13 +164,13 @@ def test_evaluation_counts_answers_that_are_right_throughout(
 
 @pytest.mark.parametrize("log_steps", [1, 3])
 def test_a_split_step_gives_the_same_numbers(
-    base: BaseModel, recipe: Callable[..., TrainingRecipe], tmp_path: Path, log_steps: int
+    base: BaseModel, make_recipe: Callable[..., TrainingRecipe], tmp_path: Path, log_steps: int
 ) -> None:
     lines = []
     for name, most in (("whole", 100_000), ("split", 70)):
         folder = tmp_path / name
         settings = {"contexts_per_step": 6, "num_steps": 3, "log_steps": log_steps, "evaluation_steps": 0}
-        split_run = make_trainer(recipe(output=str(folder), micro_batch_tokens=most, **settings), base)
+        split_run = make_trainer(make_recipe(output=str(folder), micro_batch_tokens=most, **settings), base)
         assert (len(split_run.batches(split_run.sampler.step(0))) > 2) == (name == "split")
         split_run.run()
         lines.append([line for line in strict_lines(folder / "metrics.jsonl") if line["kind"] == "training"])

@@ -25,6 +25,7 @@ from generative_adapter.training import zero3
 from generative_adapter.training.processes import Processes
 from generative_adapter.training.recipe import load_recipe
 from generative_adapter.training.run import make_trainer
+from metric_lines import metric_lines
 
 
 def test_shares_are_a_partition_of_like_cost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,10 +134,7 @@ def test_two_processes_give_the_losses_and_weights_of_one(
     for name, expected in named_weights(one.generator).items():
         assert torch.equal(weights[0][name], weights[1][name])
         assert (weights[0][name] - expected).norm() < 0.01 * expected.norm(), name
-    lines = [
-        [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
-        for run in ("one", "two")
-    ]
+    lines = [metric_lines(tmp_path / run) for run in ("one", "two")]
     assert [line["step"] for line in lines[1] if line["kind"] == "training"] == [1, 2, 3]
     for single, double in zip(*lines, strict=True):
         if single["kind"] == "training":

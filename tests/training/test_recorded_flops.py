@@ -36,8 +36,8 @@ def eager(base: BaseModel) -> Iterator[None]:
     [{}, {"generator": CHUNKED}, {"generator": CHUNKED, "distillation_weight": 0.5, "micro_batch_tokens": 100}],
     ids=["one chunk", "chunks", "teacher and parts"],
 )
-def test_steps_record_what_torch_counts(base: BaseModel, recipe: Callable, eager: None, settings: dict) -> None:
-    chosen = recipe(attention="eager", **settings)
+def test_steps_record_what_torch_counts(base: BaseModel, make_recipe: Callable, eager: None, settings: dict) -> None:
+    chosen = make_recipe(attention="eager", **settings)
     trainer = make_trainer(chosen, base)
     for step in range(3):
         before = trainer.progress.flops

@@ -22,6 +22,7 @@ from generative_adapter.errors import CheckpointError, ConfigError, DataError, F
 from generative_adapter.training import loop
 from generative_adapter.training.run import TrainingResult, run_training
 from generative_adapter.training.state import list_checkpoints
+from metric_lines import metric_lines, training_lines
 
 # All runs follow one small recipe (`write_recipe`): 12 steps, a line of metrics every 4, an evaluation every 5.
 TIMES = ("seconds", "per_second")
@@ -38,8 +39,10 @@ def same_weights(first: Path, second: Path) -> bool:
 
 def numbers(folder: Path) -> list[dict[str, Any]]:
     """Lines of metrics without what a clock decides."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not any(word in key for word in TIMES)} for line in lines]
+    return [
+        {key: value for key, value in line.items() if not any(word in key for word in TIMES)}
+        for line in metric_lines(folder)
+    ]
 
 
 @pytest.fixture
@@ -292,8 +295,7 @@ def test_looking_up_is_learnt_and_logged(write_recipe: Callable[..., Path], tmp_
     folder = tmp_path / "lookup"
     overrides = ["generator.normalization=ridge", "lookup_weight=1", "log_steps=1", "num_steps=3"]
     result = run_training(write_recipe(), overrides, output=folder)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if line["kind"] == "training" and "lookup_loss" in line]
+    steps = training_lines(folder, "lookup_loss")
     assert steps and all(line["lookup_loss"] > 0 and 0 <= line["lookup_accuracy"] <= 1 for line in steps)
     assert result.num_skipped == 0
     assert sum(name.endswith("log_ridge") for name in weights(folder)) > 0

@@ -7,7 +7,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -346,7 +346,7 @@ def test_texts_of_one_token_only(tokenizer: Any, tmp_path: Path) -> None:
         drawn.step(0)
 
 
-def test_bad_files(tokenizer: Any, tmp_path: Path, recipe: Callable[..., TrainingRecipe]) -> None:
+def test_bad_files(tokenizer: Any, tmp_path: Path) -> None:
     missing = SourceConfig("questions", paths=(str(tmp_path / "none.jsonl"),))
     with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
         sampler(tokenizer, missing)

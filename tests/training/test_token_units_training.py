@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 
 from generative_adapter import GenerativeAdapter
 from generative_adapter.base_model.generator_building import build_generator
@@ -21,84 +19,20 @@ from generative_adapter.training.encoder.encoding import group_memories
 from generative_adapter.training.encoder.groups import GroupSampler
 from generative_adapter.training.encoder.lookups import SHARPNESS, WordScores, lookup_losses
 from generative_adapter.training.encoder.passes import pass_losses, question_rows
-from generative_adapter.training.encoder.preparing import lookup_targets, prepared_states
+from generative_adapter.training.encoder.preparing import lookup_targets
 from generative_adapter.training.encoder.starting import measure_start
-from generative_adapter.training.processes import Processes
-from generative_adapter.training.recipe import load_recipe
 from generative_adapter.training.run import run_training
-from tiny_models import randomize
-
-RECIPE = {
-    "seed": 3,
-    "optimizer": "adamw",
-    "attention": "eager",
-    "generator": {
-        "targets": ["feed_forward_down"],
-        "layers": [1],
-        "state_dim": 16,
-        "rank": 12,
-        "scale": 1.0,
-        "normalization": "ridge",
-        "chunk_tokens": 64,
-        "encoder": {
-            "states": [1, 2],
-            "width": 24,
-            "heads": 2,
-            "constant_rank": 2,
-            "constant_from_layer": 1,
-            "unit_layers": [1, 2],
-        },
-    },
-    "prompt": {"question": "Question: {question}\nAnswer:"},
-    "sources": [{"kind": "facts", "num_facts": [2, 5], "num_questions": 3, "style": "plain"}],
-    "num_steps": 4,
-    "warmup_steps": 1,
-    "learning_rate": 3e-3,
-    "row_tokens": 96,
-    "log_steps": 1,
-    "evaluation_steps": 0,
-    "evaluation_contexts": 3,
-    "encoder_training": {
-        "passages": 24,
-        "lookup_steps": 4,
-        "lookup_questions": 6,
-        "group_passages": [1, 2, 5],
-        "group_shares": [1, 1, 1],
-        "rows": 4,
-        "kept_rows": 1,
-    },
-}
+from metric_lines import training_lines, training_losses
 
 
 @pytest.fixture
-def recipe_path(base_folder, tmp_path):
-    path = tmp_path / "recipe.yaml"
-    values = RECIPE | {"base_model": str(base_folder), "output": str(tmp_path / "run"), "device": "cpu"}
-    path.write_text(yaml.safe_dump(values | {"dtype": "float32"}))
-    return path
-
-
-@pytest.fixture
-def recipe(recipe_path):
-    return load_recipe(recipe_path)
-
-
-@pytest.fixture
-def generator(recipe, base) -> EncoderGenerator:
-    torch.manual_seed(1)
-    made = build_generator(recipe.generator, base)
-    assert isinstance(made, EncoderGenerator)
-    return randomize(made)
-
-
-@pytest.fixture
-def states(recipe, base, generator):
-    return prepared_states(recipe, base, generator, Processes("cpu"))
-
-
-@pytest.fixture
-def embeddings(base):
-    return base.model.get_input_embeddings().weight.detach()
+def encoder_values(encoder_values):
+    """Two blocks of units, each looking up, with groups down to one passage."""
+    encoder_values["generator"]["layers"] = [1]
+    encoder_values["generator"]["encoder"]["unit_layers"] = [1, 2]
+    del encoder_values["encoder_training"]["lookup_layers"]
+    encoder_values["encoder_training"] |= {"group_passages": [1, 2, 5], "group_shares": [1, 1, 1]}
+    return encoder_values
 
 
 def rows_of(base, generator, states, passages) -> torch.Tensor:
@@ -200,11 +134,6 @@ def test_start_measures_units(recipe, base, states):
         assert bool((block.gate_offset != 0).any())
 
 
-def training_losses(folder) -> dict[int, float]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines if line["kind"] == "training"}
-
-
 def test_a_run_resumes_and_gives_a_generator_that_answers(recipe_path, tmp_path, base):
     whole = run_training(recipe_path, output=tmp_path / "whole")
     assert (whole.status, whole.step) == ("finished", 8)
@@ -235,9 +164,8 @@ def test_lookups_and_answers_get_better(recipe_path, tmp_path):
     settings = ["encoder_training.lookup_steps=120", "num_steps=120", "encoder_training.kept_rows=0"]
     settings += ["encoder_training.lookup_learning_rate=0.02", "learning_rate=0.01"]
     run_training(recipe_path, settings, output=tmp_path / "run")
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    lookups = [line["loss"] for line in lines if "word_loss" in line and line["kind"] == "training"]
-    answers = [line["answer_loss"] for line in lines if "answer_loss" in line and line["kind"] == "training"]
+    lookups = [line["loss"] for line in training_lines(tmp_path / "run", "word_loss")]
+    answers = [line["answer_loss"] for line in training_lines(tmp_path / "run", "answer_loss")]
     assert (len(lookups), len(answers)) == (120, 120)
     assert sum(lookups[-30:]) < 0.92 * sum(lookups[:30])
     assert sum(answers[-10:]) < 0.9 * sum(answers[:10])
