@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from damaged_files import cut_off, file_metadata, resave
 from generative_adapter import checkpoint as checkpoint_module
 from generative_adapter.base_model.fingerprint import base_model_fingerprint, tensors_fingerprint
 from generative_adapter.base_model.generator_building import build_generator
@@ -93,19 +94,14 @@ def path(written: GeneratorCheckpoint, tmp_path: Path) -> Path:
 
 
 def rewrite(path: Path, settings: dict[str, Any] | str | None = None, **metadata: str | None) -> None:
-    """The same tensors with other metadata; None drops a key."""
-    with safe_open(path, framework="pt") as file:
-        changed = {**file.metadata(), **metadata}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    """The same tensors with other settings or other metadata; None drops a key."""
     if settings is not None:
-        changed["settings"] = settings if isinstance(settings, str) else json.dumps(settings)
-    path.unlink()
-    save_file(tensors, path, {key: value for key, value in changed.items() if value is not None})
+        metadata["settings"] = settings if isinstance(settings, str) else json.dumps(settings)
+    resave(path, **metadata)
 
 
 def settings_of(path: Path) -> dict[str, Any]:
-    with safe_open(path, framework="pt") as file:
-        return json.loads(file.metadata()["settings"])
+    return json.loads(file_metadata(path)["settings"])
 
 
 # -------------------------------------------------------------------------------------------------------- round trips
@@ -387,8 +383,7 @@ def test_a_missing_file_is_refused(base: BaseModel, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", [0.0, 0.001, 0.3, 0.999])
 def test_a_cut_off_file_is_refused(path: Path, base: BaseModel, part: float) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[: int(part * len(content))])
+    cut_off(path, part)
     for read in (lambda: load_generator(path, base), lambda: read_generator_info(path)):
         with pytest.raises(CheckpointError, match="can't be read as safetensors"):
             read()

@@ -11,17 +11,10 @@ import torch
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError
 
-from generative_adapter import GenerativeAdapter
 from generative_adapter.checkpoint import find_generator, load_generator_alone, save_generator, shipped_generator
 from generative_adapter.errors import CheckpointError, DataError
 from generative_adapter.export.hub import push_adapter, push_generator, save_generator_folder
 from generative_adapter.export.peft import save_peft
-from tiny_models import tiny_checkpoint, tiny_encoder_config
-
-
-@pytest.fixture
-def model(tiny_llama_base) -> GenerativeAdapter:
-    return GenerativeAdapter(tiny_llama_base, tiny_checkpoint(tiny_llama_base, tiny_encoder_config()))
 
 
 class Hub:

@@ -7,7 +7,6 @@ import threading
 import pytest
 import torch
 
-from generative_adapter import GenerativeAdapter
 from generative_adapter.checkpoint import load_generator_alone, save_generator
 from generative_adapter.errors import CheckpointError, ConfigError, DataError, FingerprintMismatchError
 from generative_adapter.export import adapter_folders
@@ -15,17 +14,6 @@ from generative_adapter.export.adapter_folders import AdapterFolders
 from generative_adapter.export.memory_store import MemoryStore
 from generative_adapter.export.peft import load_peft
 from generative_adapter.export.vllm_plugin import folders_from_environment, register, stable_number
-from tiny_models import tiny_checkpoint, tiny_encoder_config
-
-
-@pytest.fixture
-def model(tiny_llama_base) -> GenerativeAdapter:
-    return GenerativeAdapter(tiny_llama_base, tiny_checkpoint(tiny_llama_base, tiny_encoder_config()))
-
-
-@pytest.fixture
-def memory(model):
-    return model.contextualize("Ann lives in Bonn.", name="ann.txt")
 
 
 @pytest.fixture(params=["folder", "url"])

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from generative_adapter import GenerativeAdapter
 from generative_adapter.errors import ConfigError
 from generative_adapter.export import adapter_folders
 from generative_adapter.export.adapter_folders import AdapterFolders
@@ -19,18 +18,7 @@ from generative_adapter.export.memory_store import MemoryStore
 from generative_adapter.export.peft import CONFIG_FILE, load_peft
 from generative_adapter.export.trimming import TrimReport, stored_adapters, trim_adapters
 from generative_adapter.export.vllm_server import VllmServer
-from tiny_models import tiny_checkpoint, tiny_encoder_config
 from vllm_stand_in import StandIn, stand_in
-
-
-@pytest.fixture
-def model(tiny_llama_base) -> GenerativeAdapter:
-    return GenerativeAdapter(tiny_llama_base, tiny_checkpoint(tiny_llama_base, tiny_encoder_config()))
-
-
-@pytest.fixture
-def memory(model):
-    return model.contextualize("Ann lives in Bonn.", name="ann.txt")
 
 
 @pytest.fixture

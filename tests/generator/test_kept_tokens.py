@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from damaged_files import cut_off, file_metadata, flip_bit, resave
 from generative_adapter.config import MEMORY_DTYPES, TargetShape
 from generative_adapter.errors import CheckpointError, ConfigError, DataError, FingerprintMismatchError
 from generative_adapter.generator.memory import ContextMemory, DocumentEntry, text_digest
@@ -194,20 +193,6 @@ def test_rows_that_a_form_cannot_hold_are_refused(dtype: str, value: float, tmp_
 # -------------------------------------------------------------------------------------------------------------- files
 
 
-def header(path: Path) -> dict[str, str]:
-    with safe_open(path, framework="pt") as file:
-        return file.metadata()
-
-
-def resave(path: Path, **changes: str | None) -> None:
-    """The same file with other metadata; None drops a key."""
-    with safe_open(path, framework="pt") as file:
-        metadata = {**file.metadata(), **changes}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    path.unlink()
-    save_file(tensors, path, {key: value for key, value in metadata.items() if value is not None})
-
-
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "memory.safetensors"
@@ -256,8 +241,8 @@ def test_the_default_form_is_that_of_the_kind(tmp_path: Path, saved: Path) -> No
 
 def test_only_this_kind_is_of_version_3(tmp_path: Path, saved: Path) -> None:
     sums().save(tmp_path / "sums")
-    assert (header(saved)["version"], header(saved)["keeps_tokens"]) == ("3", "true")
-    assert header(tmp_path / "sums")["version"] == "2" and "keeps_tokens" not in header(tmp_path / "sums")
+    assert (file_metadata(saved)["version"], file_metadata(saved)["keeps_tokens"]) == ("3", "true")
+    assert file_metadata(tmp_path / "sums")["version"] == "2" and "keeps_tokens" not in file_metadata(tmp_path / "sums")
     assert not ContextMemory.load(tmp_path / "sums").keeps_tokens
     resave(tmp_path / "sums", version="3")
     with pytest.raises(CheckpointError, match="version 3 and keeps_tokens false, which don't go together"):
@@ -269,18 +254,14 @@ def test_only_this_kind_is_of_version_3(tmp_path: Path, saved: Path) -> None:
 def test_one_flipped_bit_in_the_tensors_is_found(tmp_path: Path, dtype: str, part: float) -> None:
     path = tmp_path / "memory.safetensors"
     memory(*"abc").save(path, dtype)
-    content = bytearray(path.read_bytes())
-    start = 8 + int.from_bytes(content[:8], "little")
-    content[start + int(part * (len(content) - start))] ^= 16
-    path.write_bytes(content)
+    flip_bit(path, part)
     with pytest.raises(CheckpointError, match="can't be read as a memory: its checksum is another"):
         ContextMemory.load(path)
 
 
 @pytest.mark.parametrize("part", [0.0, 0.1, 0.6, 0.999])
 def test_a_cut_off_file_is_refused(saved: Path, part: float) -> None:
-    content = saved.read_bytes()
-    saved.write_bytes(content[: int(part * len(content))])
+    cut_off(saved, part)
     with pytest.raises(CheckpointError, match="can't be read as a memory"):
         ContextMemory.load(saved)
 

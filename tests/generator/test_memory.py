@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
+from damaged_files import cut_off, file_metadata, flip_bit, resave
 from generative_adapter.config import MEMORY_DTYPES
 from generative_adapter.errors import CheckpointError, ConfigError, DataError, FingerprintMismatchError
 from generative_adapter.generator import storage
@@ -183,15 +183,6 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
-def resave(path: Path, **changes: str | None) -> None:
-    """The same file with other metadata; None drops a key."""
-    with safe_open(path, framework="pt") as file:
-        metadata = {**file.metadata(), **changes}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    path.unlink()
-    save_file(tensors, path, {key: value for key, value in metadata.items() if value is not None})
-
-
 def test_a_saved_memory_comes_back_bit_for_bit(tmp_path: Path) -> None:
     written = memory(entries=(DocumentEntry("Über „uns“.txt", "f0" * 32, 7, 1), *STREAM), seed=7)
     awkward = torch.tensor([-0.0, 1e-45, -3e38, 1 / 3, 1.0000001])
@@ -242,8 +233,7 @@ def test_a_missing_file_names_the_remedy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", [0.0, 0.001, 0.1, 0.6, 0.999])
 def test_a_cut_off_file_is_refused(saved: Path, part: float) -> None:
-    content = saved.read_bytes()
-    saved.write_bytes(content[: int(part * len(content))])
+    cut_off(saved, part)
     with pytest.raises(CheckpointError, match="can't be read as a memory"):
         ContextMemory.load(saved)
 
@@ -309,10 +299,7 @@ def test_a_file_of_version_1_is_read(tmp_path: Path) -> None:
 def test_one_flipped_bit_in_the_tensors_is_found(tmp_path: Path, dtype: str, part: float) -> None:
     path = tmp_path / "memory.safetensors"
     memory("a", seed=4).save(path, dtype)
-    content = bytearray(path.read_bytes())
-    start = 8 + int.from_bytes(content[:8], "little")
-    content[start + int(part * (len(content) - start))] ^= 16
-    path.write_bytes(content)
+    flip_bit(path, part)
     with pytest.raises(CheckpointError, match="can't be read as a memory: its checksum is another"):
         ContextMemory.load(path)
 
@@ -363,9 +350,8 @@ def test_missing_metadata_is_refused(saved: Path, key: str) -> None:
 
 
 def test_the_file_says_what_it_is(saved: Path) -> None:
-    with safe_open(saved, framework="pt") as file:
-        assert file.metadata()["format"] == MEMORY_FORMAT
-        assert [item["name"] for item in json.loads(file.metadata()["documents"])] == ["a.txt", "b.txt"]
+    assert file_metadata(saved)["format"] == MEMORY_FORMAT
+    assert [item["name"] for item in json.loads(file_metadata(saved)["documents"])] == ["a.txt", "b.txt"]
 
 
 def test_a_failed_save_leaves_the_old_memory(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
