@@ -25,7 +25,8 @@ from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.generator.normalization import normalize
 from generative_adapter.training import objectives
 from generative_adapter.training.batches import OBJECTIVES, Batch, ContextItem, Segment, assemble
-from generative_adapter.training.recipe import SourceConfig, TrainingRecipe
+from generative_adapter.training.recipe import TrainingRecipe
+from generative_adapter.training.source_config import SourceConfig
 from tiny_models import PAD, randomize, tiny_base, tiny_config
 
 WEIGHTS = {"answer": 1.0, "reconstruction": 0.3, "completion": 0.7}

@@ -14,7 +14,8 @@ from generative_adapter.data.held_out_texts import HeldOutTexts, text_hashes
 from generative_adapter.data.records import read_records
 from generative_adapter.errors import ConfigError, DataError
 from generative_adapter.training import token_cache
-from generative_adapter.training.recipe import SourceConfig, TrainingRecipe
+from generative_adapter.training.recipe import TrainingRecipe
+from generative_adapter.training.source_config import SourceConfig
 from generative_adapter.training.sources import ContextSampler
 from generative_adapter.training.token_cache import open_store, prepare, records_of
 

@@ -12,8 +12,9 @@ import torch
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.generator.generator import AdapterGenerator
 from generative_adapter.training.optimizers import build_optimizer
-from generative_adapter.training.recipe import SourceConfig, TrainingRecipe, load_recipe
+from generative_adapter.training.recipe import TrainingRecipe, load_recipe
 from generative_adapter.training.run import make_trainer
+from generative_adapter.training.source_config import SourceConfig
 from generative_adapter.training.state import list_checkpoints, load_checkpoint
 
 

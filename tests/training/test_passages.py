@@ -19,8 +19,9 @@ from generative_adapter.training import sources
 from generative_adapter.training.batches import ContextItem
 from generative_adapter.training.passages import Passages, fitted
 from generative_adapter.training.plan import context_shape
-from generative_adapter.training.recipe import SourceConfig, TrainingRecipe
+from generative_adapter.training.recipe import TrainingRecipe
 from generative_adapter.training.run import run_training
+from generative_adapter.training.source_config import SourceConfig
 from generative_adapter.training.sources import ContextSampler
 from generative_adapter.training.token_cache import open_store, prepare
 

@@ -12,7 +12,8 @@ from generative_adapter.errors import ConfigError, DataError
 from generative_adapter.training.batches import ContextItem, Segment, assemble
 from generative_adapter.training.context_shapes import TABLE_3, context_shape, num_records, pass_layout
 from generative_adapter.training.plan import plan_training
-from generative_adapter.training.recipe import SourceConfig, TrainingRecipe, load_recipe
+from generative_adapter.training.recipe import TrainingRecipe, load_recipe
+from generative_adapter.training.source_config import SourceConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MISTRAL = CONFIGS / "pretrain-mistral-7b-instruct-v0.2.yaml"

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from generative_adapter.errors import ConfigError
-from generative_adapter.training.recipe import SourceConfig, TrainingRecipe, load_recipe
+from generative_adapter.training.recipe import TrainingRecipe, load_recipe
+from generative_adapter.training.source_config import SourceConfig
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 FACTS = (SourceConfig("facts"),)

@@ -22,7 +22,8 @@ from generative_adapter.data.records import Question, Record
 from generative_adapter.errors import DataError
 from generative_adapter.training import sources, windows
 from generative_adapter.training.batches import ContextItem, Segment
-from generative_adapter.training.recipe import SourceConfig, TrainingRecipe
+from generative_adapter.training.recipe import TrainingRecipe
+from generative_adapter.training.source_config import SourceConfig
 from generative_adapter.training.sources import ContextSampler
 from generative_adapter.training.token_cache import prepare
 from generative_adapter.training.windows import found_at

@@ -15,8 +15,9 @@ from generative_adapter.base_model.prompts import answer_ids, question_ids
 from generative_adapter.config import GeneratorConfig, PromptConfig
 from generative_adapter.errors import DataError
 from generative_adapter.training import token_cache
-from generative_adapter.training.recipe import SourceConfig, TrainingRecipe
+from generative_adapter.training.recipe import TrainingRecipe
 from generative_adapter.training.run import run_training
+from generative_adapter.training.source_config import SourceConfig
 from generative_adapter.training.sources import ContextSampler
 from generative_adapter.training.token_cache import digest_of, open_store, prepare
 from generative_adapter.training.token_store import TokenStore

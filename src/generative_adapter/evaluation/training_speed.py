@@ -30,8 +30,9 @@ from generative_adapter.generator.generator import GENERATOR_LABEL
 from generative_adapter.generator.normalization import NORMALIZATION_LABEL
 from generative_adapter.training.loop import Trainer
 from generative_adapter.training.memory_blocks import keep_memory_blocks
-from generative_adapter.training.recipe import SourceConfig, TrainingRecipe
+from generative_adapter.training.recipe import TrainingRecipe
 from generative_adapter.training.run import make_trainer
+from generative_adapter.training.source_config import SourceConfig
 
 ProgressCallback = Callable[[int, int], None]
 

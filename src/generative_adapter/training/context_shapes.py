@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from generative_adapter.data.facts import sample_facts_record
 from generative_adapter.training.pass_costs import PassLayout
-from generative_adapter.training.recipe import SourceConfig, TrainingRecipe
+from generative_adapter.training.recipe import TrainingRecipe
+from generative_adapter.training.source_config import SourceConfig
 
 _CHARACTERS_PER_TOKEN = 4  # about, in English
 _PROMPT_TOKENS = 12  # of the wording around a question

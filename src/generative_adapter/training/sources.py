@@ -26,8 +26,9 @@ from generative_adapter.data.records import Record
 from generative_adapter.errors import DataError
 from generative_adapter.training.batches import ContextItem, Segment, reconstructions, segment_item
 from generative_adapter.training.passages import Passages, fitted
-from generative_adapter.training.recipe import SENTENCE_TOKENS, SourceConfig, TrainingRecipe
+from generative_adapter.training.recipe import TrainingRecipe
 from generative_adapter.training.segments import Segments
+from generative_adapter.training.source_config import SENTENCE_TOKENS, SourceConfig
 from generative_adapter.training.token_cache import (
     CACHED_KINDS,
     FEWEST_TOKENS,

@@ -30,7 +30,8 @@ from generative_adapter.data.hub import read_hub
 from generative_adapter.data.paragraphs import paragraphs
 from generative_adapter.data.records import Record, numbered_records, record_place
 from generative_adapter.errors import DataError
-from generative_adapter.training.recipe import SourceConfig, TrainingRecipe
+from generative_adapter.training.recipe import TrainingRecipe
+from generative_adapter.training.source_config import SourceConfig
 from generative_adapter.training.token_store import SHARD_TOKENS, EncodedRecord, TokenStore, fill_store, is_complete
 
 logger = logging.getLogger(__name__)

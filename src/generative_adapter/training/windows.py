@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from generative_adapter.data.records import Question, Record
-from generative_adapter.training.recipe import SourceConfig
+from generative_adapter.training.source_config import SourceConfig
 
 _CHARACTERS_PER_TOKEN = 4  # about, in English
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
