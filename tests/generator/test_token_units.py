@@ -55,6 +55,17 @@ def test_no_token_changes_nothing():
     assert all(float(each.delta().abs().max()) == 0 for each in factors.values())
 
 
+def test_a_copy_in_bfloat16_takes_units_in_the_same_order():
+    """A generator stored in bfloat16 puts a memory's tokens into the units that it was trained with."""
+    block = make_units()
+    activity = torch.linspace(1.001, 1.0, UNITS)  # too close for bfloat16
+    activity[3] = 0.5
+    block.set_activity(activity)
+    order = block.order
+    block.activity.copy_(block.activity.to(torch.bfloat16))
+    assert torch.equal(block.order, order) and int(order[0]) == 3
+
+
 def test_offset_is_the_threshold_where_answers_are_given():
     block = make_units()
     answering = torch.randn(400, WIDTH) + torch.tensor([3.0, 0, 0, 0, 0, 0])
