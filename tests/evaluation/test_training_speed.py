@@ -13,9 +13,10 @@ from torch import Tensor
 
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.errors import ConfigError
-from generative_adapter.evaluation import plain_training, training_speed
+from generative_adapter.evaluation import plain_training, speed_recipe, training_speed
+from generative_adapter.evaluation.speed_recipe import segments_recipe
 from generative_adapter.evaluation.time_split import LabelledSeconds
-from generative_adapter.evaluation.training_speed import measure_training, segments_recipe, split_step
+from generative_adapter.evaluation.training_speed import measure_training, split_step
 from generative_adapter.generator import target_generator
 from generative_adapter.training import objectives
 from generative_adapter.training.sources import ContextSampler
@@ -167,6 +168,6 @@ def test_the_number_format_of_the_backward_follows_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
 ) -> None:
     best = torch.bfloat16 if fast else torch.float32
-    monkeypatch.setattr(training_speed, "choose_dtype", lambda dtype, device: best)
+    monkeypatch.setattr(speed_recipe, "choose_dtype", lambda dtype, device: best)
     recipe = segments_recipe(tmp_path, **SIZES, device="cpu")
     assert recipe.normalization_backward == ("bfloat16" if fast else "float32")

@@ -79,7 +79,8 @@ def training(
     if plain_attention not in ("eager", "sdpa"):
         raise ConfigError(f"--plain-attention must be eager or sdpa, got {plain_attention!r}")
 
-    from generative_adapter.evaluation.training_speed import measure_training, segments_recipe
+    from generative_adapter.evaluation.speed_recipe import segments_recipe
+    from generative_adapter.evaluation.training_speed import measure_training
     from generative_adapter.training.recipe import load_recipe
 
     with tempfile.TemporaryDirectory() as folder, bar_progress("Training steps") as progress:
