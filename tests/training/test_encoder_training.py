@@ -290,7 +290,7 @@ def test_a_generator_of_another_form_is_no_start(recipe_path, tmp_path):
     again = [f"initial_generator={first.generator}", "num_steps=1", "encoder_training.lookup_steps=0"]
     assert run_training(recipe_path, again, output=tmp_path / "second").step == 1
     with pytest.raises(CheckpointError, match="expected"):
-        run_training(recipe_path, [*again, "generator.rank=11"], output=tmp_path / "third")
+        run_training(recipe_path, [*again, "generator.encoder.width=22"], output=tmp_path / "third")
 
 
 def test_settings_have_defaults():

@@ -21,6 +21,7 @@ from generative_adapter.training.encoder.lookups import SHARPNESS, WordScores, l
 from generative_adapter.training.encoder.passes import pass_losses, question_rows
 from generative_adapter.training.encoder.preparing import lookup_targets
 from generative_adapter.training.encoder.starting import measure_start
+from generative_adapter.training.encoder.taking_over import fit_unit_queries
 from generative_adapter.training.run import run_training
 from metric_lines import training_lines, training_losses
 
@@ -171,12 +172,40 @@ def test_lookups_and_answers_get_better(recipe_path, tmp_path):
     assert sum(answers[-10:]) < 0.9 * sum(answers[:10])
 
 
+def test_queries_are_fitted_to_what_answers_are_read_from(recipe, base, states, embeddings):
+    """Without a step of training the right tokens are found better than by new queries."""
+    torch.manual_seed(1)
+    generator = build_generator(recipe.generator, base)
+    assert isinstance(generator, EncoderGenerator)
+    measure_start(generator, base, states)
+    targets = lookup_targets(recipe, generator)
+    scores = WordScores(embeddings, generator.word_proj, torch.arange(701.0))
+    sampler = GroupSampler(states, embeddings, recipe.encoder_training, seed=0)
+    groups = [sampler.held_out_group(number, 4) for number in sampler.train]
+
+    def place_loss() -> float:
+        memories = group_memories(generator, states, embeddings, groups)
+        return lookup_losses(generator, scores, states, groups, memories, targets).places.mean().item()
+
+    with torch.no_grad():
+        before = place_loss()
+        fit_unit_queries(generator, states, embeddings)
+        assert place_loss() < before - 0.3
+
+
 def test_a_run_goes_on_from_a_generator_without_units(recipe_path, tmp_path, base):
+    """Queries are fitted where there are lookups; what the first generator knows stays."""
     first = run_training(recipe_path, ["generator.encoder.unit_layers=[]", "encoder_training.lookup_layers=[1]"])
-    settings = [f"initial_generator={first.generator}", "encoder_training.lookup_steps=0", "num_steps=1"]
-    second = run_training(recipe_path, settings, output=tmp_path / "second")
-    generator = load_generator(second.generator, base).generator
-    assert generator.keeps_tokens
+    for steps in (0, 1):
+        settings = [f"initial_generator={first.generator}", f"encoder_training.lookup_steps={steps}", "num_steps=1"]
+        settings += ["learning_rate=1e-9", "encoder_training.lookup_learning_rate=1e-9"]
+        second = run_training(recipe_path, settings, output=tmp_path / f"second-{steps}")
+        before, after = (load_generator(each.generator, base).generator for each in (first, second))
+        assert isinstance(before, EncoderGenerator) and isinstance(after, EncoderGenerator)
+        assert after.keeps_tokens
+        torch.testing.assert_close(after.key_proj, before.key_proj, rtol=1e-3, atol=1e-4)
+        sizes = [float(block.query_proj.norm()) for block in after.unit_blocks]
+        assert (min(sizes) > 1) == (steps == 1), sizes
 
 
 def test_units_need_a_gated_feed_forward_part(recipe):

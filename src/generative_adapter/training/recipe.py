@@ -30,7 +30,7 @@ class TrainingRecipe:
             operations, the fastest for short rows on a CPU.
         generator: form of the generator.
         prompt: wording of questions.
-        initial_generator: a generator file to start from.
+        initial_generator: a generator file to start from; with an encoder it may be wider and have other targets.
         normalization_backward: number format of the backward of `newton_schulz`, `float32` (exact) or `bfloat16`
             (faster).
         seed: decides initial weights and the order of data.

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from generative_adapter.base_model.generator_building import build_generator
 from generative_adapter.base_model.loading import BaseModel, choose_dtype, load_base_model
@@ -28,6 +29,7 @@ from generative_adapter.generator.storage import write_json
 from generative_adapter.training.encoder.loop import EncoderTrainer
 from generative_adapter.training.encoder.preparing import prepared_states
 from generative_adapter.training.encoder.starting import measure_start
+from generative_adapter.training.encoder.taking_over import take_over
 from generative_adapter.training.loop import Trainer
 from generative_adapter.training.memory_blocks import keep_memory_blocks
 from generative_adapter.training.metrics import drop_lines_after
@@ -205,12 +207,9 @@ def _make_encoder_trainer(
     states = prepared_states(recipe, base, generator, processes, tell)
     measure_start(generator, base, states)
     if recipe.initial_generator is not None:
-        tensors = load_file(recipe.initial_generator)
-        new = [f"{each.name}." for each in generator.targets if f"{each.name}.query_proj" not in tensors]
-        changed = generator.constant.targets if generator.constant is not None else ()
-        new += [f"{each.name}.constant_" for each in changed if f"{each.name}.constant_down" not in tensors]
-        new += [".unit_"] if generator.keeps_tokens and not any(".unit_" in name for name in tensors) else []
-        load_weights(generator, tensors, recipe.initial_generator, may_lack=tuple(new))
+        embeddings = base.model.get_input_embeddings()
+        assert isinstance(embeddings, nn.Embedding)
+        take_over(generator, recipe.initial_generator, base, states, embeddings.weight.detach().cpu())
     trainer = EncoderTrainer(
         recipe, base, generator, states, lambda done: describe(recipe, base, trainer, done), progress, processes
     )

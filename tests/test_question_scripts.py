@@ -1,0 +1,79 @@
+"""What the scripts that write questions keep: `scripts/questions`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+zstandard = pytest.importorskip("zstandard")
+SCRIPTS = Path(__file__).parents[1] / "scripts" / "questions"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PASSAGE = "The mill at Rugby was built in 1912 by Ann Boot. It made 40 kinds of flour in three halls."
+
+
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        ("- 1912 | When was the mill built?", True),
+        ("- Ann Boot | Who built the mill at Rugby?", True),
+        ("- 40 | How many kinds of flour did it make?", True),
+        ("- three | How many halls did it have?", True),
+        ("- Ann Boot | When was the mill built?", False),  # no time
+        ("- 1912 | Who built the mill at Rugby?", False),  # no name
+        ("- flour | How many kinds of it were made?", False),  # no number
+        ("- Rugby | Where is the town of Rugby?", False),  # in the question
+        ("- 1913 | When was the mill built?", False),  # not in the passage
+        ("- 191 | When was the mill built?", False),  # part of a word
+        ("- 1912 | When?", False),  # too short
+        ("1912 | When was the mill built?", False),  # not a line of the list
+    ],
+)
+def test_questions_that_went_wrong_are_left_out(line, kept):
+    found = script("write_questions").read_pairs(PASSAGE, f"{line}\n{line}\n- cut off")
+    answer, _, question = line.removeprefix("- ").partition(" | ")
+    assert found == ([{"question": question, "answers": [answer]}] if kept else [])
+
+
+def test_passages_are_whole_paragraphs():
+    paragraph = " ".join(["word"] * 39) + " end."
+    text = f"Heading\n{paragraph}\nshort one.\n{paragraph}\n{paragraph}\n{'w ' * 200}end.\n{paragraph}"
+    found = script("write_questions").passages_of(text, 10)
+    assert found == [f"{paragraph}\n{paragraph}"]
+
+
+def test_instructions_give_questions(tmp_path, monkeypatch, capsys):
+    context = "Context : Anna Lind (born 1950) is a Swedish diver."
+    tasks = [
+        ("task1326_qa_zre", f"{context} \nAnswer : 1950", "When was Anna Lind born?"),
+        ("task1327_qa_zre", f"{context} \nQuestion : What does Anna Lind do?", "diver"),
+        ("task1327_qa_zre", f"{context} \nQuestion : Where is Anna Lind from?", "Sweden"),  # doesn't stand there
+        ("task999_other", f"{context} \nQuestion : What is it?", "diver"),
+    ]
+    rows = [json.dumps({"task": t, "instances": [{"input": i, "output": [o]}]}) for t, i, o in tasks]
+    source, output = tmp_path / "tasks.jsonl.zst", tmp_path / "out.jsonl"
+    source.write_bytes(zstandard.ZstdCompressor().compress("\n".join(rows).encode()))
+    monkeypatch.setattr(sys, "argv", ["x", str(source), "--output", str(output)])
+    script("instruction_questions").main()
+    (line,) = output.read_text().splitlines()
+    assert json.loads(line) == {
+        "context": "Anna Lind (born 1950) is a Swedish diver.",
+        "qa": [
+            {"question": "When was Anna Lind born?", "answers": ["1950"]},
+            {"question": "What does Anna Lind do?", "answers": ["diver"]},
+        ],
+    }
+    assert "2 questions" in capsys.readouterr().out
