@@ -10,7 +10,8 @@ from functools import cache
 import pytest
 
 from generative_adapter.data import cloze
-from generative_adapter.data.cloze import STOP_WORDS, UNIT_WORDS, WH_WORDS, can_be_asked, cloze_questions
+from generative_adapter.data.cloze import WH_WORDS, can_be_asked, cloze_questions
+from generative_adapter.data.cloze_answers import STOP_WORDS, UNIT_WORDS
 from generative_adapter.data.paragraphs import paragraphs, sentences
 
 MILL = (
