@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
 
 from generative_adapter.base_model.lean_norms import find_plain_norms
 from generative_adapter.base_model.loading import BaseModel
@@ -24,7 +23,9 @@ from generative_adapter.generator.encoder_generator import EncoderGenerator
 from generative_adapter.training.encoder.encoding import GroupMemory, group_memories
 from generative_adapter.training.encoder.frozen_states import FrozenStates, word_counts
 from generative_adapter.training.encoder.groups import Group, GroupSampler
+from generative_adapter.training.encoder.held_out import lookup_sums, means, pass_sums
 from generative_adapter.training.encoder.lookups import WordScores, lookup_losses
+from generative_adapter.training.encoder.optimizer import make_optimizer
 from generative_adapter.training.encoder.passes import PassLosses, pass_losses, question_rows
 from generative_adapter.training.encoder.preparing import lookup_targets
 from generative_adapter.training.optimizers import CombinedOptimizer
@@ -35,9 +36,6 @@ from generative_adapter.training.stepping import Progress, ProgressCallback, Ste
 logger = logging.getLogger(__name__)
 
 _FINAL_LOOKUP_RATE = 0.1
-_SCALAR_RATE = 10.0  # of strengths and biases that are one number, beside matrices
-_UNIT_QUERY_RATE = 3.0  # entries of units' queries are a hundred times as large as those of linear reads
-_UNIT_STRENGTH_RATE = 60.0  # numbers of about 4 and 8
 _FILLED = 0.9  # of the rows of a pass
 _SUMS = ("real_tokens", "computed_tokens", "questions")  # over all processes, where the others are means
 _UNIT_LOUDNESS = 20.0  # of a unit whose token is meant, beside a linear read
@@ -210,47 +208,22 @@ class EncoderTrainer(SteppedTraining):
         self.generator.compute_dtype = torch.float32
         chosen = self.sampler.held_out[: self._settings.evaluation_passages]
         passages = chosen[self.processes.rank :: self.processes.size]
-        by_source: dict[str, float] = {}
+        totals: dict[str, float] = {}
         for at in range(0, len(passages), 2):
             groups = [self.sampler.held_out_group(number, 8) for number in passages[at : at + 2]]
             memories = self._memories(groups)
             if self.progress.step > self._settings.lookup_steps:
-                found = self._pass(question_rows(self.states, groups, self.recipe.row_tokens, 64), memories)
-                every = torch.ones(int(found.question.max()) + 1, device=found.correct.device)
-                exact = every.scatter_reduce(0, found.question, found.correct.float(), "amin")
-                first = torch.tensor([index == 0 for index in _numbers(found.question)], device=found.correct.device)
-                values = {
-                    "answer_loss": found.answers.sum().item(),
-                    "answer_tokens": float(len(found.answers)),
-                    "exact": exact.sum().item(),
-                    "first": found.correct[first].float().sum().item(),
-                    "questions": float(len(every)),
-                }
+                rows = question_rows(self.states, groups, self.recipe.row_tokens, 64)
+                values = pass_sums(self._pass(rows, memories))
             else:
                 assert self._scores is not None
-                lookups = lookup_losses(
-                    self.generator, self._scores, self.states, groups, memories, self._lookup_targets
+                values = lookup_sums(
+                    lookup_losses(self.generator, self._scores, self.states, groups, memories, self._lookup_targets)
                 )
-                values = {
-                    "word_loss": lookups.words.sum().item(),
-                    "words": float(len(lookups.words)),
-                    "found_first": lookups.found_first.sum().item(),
-                    "found_firsts": float(len(lookups.found_first)),
-                    "said_first": lookups.said_first.sum().item(),
-                    "said_firsts": float(len(lookups.said_first)),
-                }
             for name, value in values.items():
-                by_source[name] = by_source.get(name, 0.0) + value
-        sums = dict(zip(by_source, self.processes.sums(list(by_source.values()), self.base.device), strict=True))
-        pairs = {
-            "answer_loss": "answer_tokens",
-            "exact": "questions",
-            "first": "questions",
-            "word_loss": "words",
-            "found_first": "found_firsts",
-            "said_first": "said_firsts",
-        }
-        report: dict[str, Any] = {name: sums[name] / sums[count] for name, count in pairs.items() if name in sums}
+                totals[name] = totals.get(name, 0.0) + value
+        sums = dict(zip(totals, self.processes.sums(list(totals.values()), self.base.device), strict=True))
+        report = means(sums)
         self.progress.evaluations.append({"step": self.progress.step, **report})
         return report
 
@@ -278,31 +251,13 @@ class EncoderTrainer(SteppedTraining):
             self.generator[target.name].word_strength.fill_(strength)
 
     def _make_optimizer(self) -> CombinedOptimizer:
-        """Muon or AdamW for matrices, AdamW for the rest, numbers on their own at ten times the rate."""
-        from torch.optim import Muon
-
+        """That of the present part, with the scores of words that steps on frozen states need."""
         if self.looks_up:
             words = WordScores(
                 self._embeddings, self.generator.word_proj.cpu(), word_counts(self.states, len(self._embeddings))
             )
             self._scores = words.to(self.base.device)
-        unit_rates = {}
-        for block in self.generator.unit_blocks:
-            unit_rates[id(block.query_proj)] = _UNIT_QUERY_RATE
-            unit_rates |= dict.fromkeys((id(block.gate_strength), id(block.up_strength)), _UNIT_STRENGTH_RATE)
-        groups: dict[str, list[dict[str, Any]]] = {"matrices": [], "others": []}
-        for parameter in self._trained():
-            kind = "matrices" if parameter.ndim > 1 else "others"
-            rate = unit_rates.get(id(parameter), _SCALAR_RATE if parameter.numel() == 1 else 1.0)
-            decay = self.recipe.weight_decay if kind == "matrices" else 0.0
-            groups[kind].append({"params": [parameter], "rate": rate, "weight_decay": decay})
-        if self.recipe.optimizer != "muon":
-            groups["others"] += groups.pop("matrices")
-        first, second = self.recipe.adam_betas
-        optimizers: list[Any] = [AdamW(groups["others"], lr=0.0, betas=(first, second))]
-        if "matrices" in groups:
-            optimizers.append(Muon(groups["matrices"], lr=0.0, adjust_lr_fn="match_rms_adamw"))
-        return CombinedOptimizer(optimizers)
+        return make_optimizer(self.recipe, self.generator, self._trained())
 
     def _trained(self) -> list[nn.Parameter]:
         """Parameters of the present part: on frozen states neither outputs nor the constant part take part."""
@@ -343,13 +298,3 @@ def _by_question(losses: Tensor, question: Tensor) -> Tensor:
 
 def _mean(values: Tensor) -> Tensor:
     return values.mean() if len(values) else values.sum()
-
-
-def _numbers(question: Tensor) -> list[int]:
-    """The number of each label within its question."""
-    seen: dict[int, int] = {}
-    numbers = []
-    for each in question.tolist():
-        numbers.append(seen.get(each, 0))
-        seen[each] = numbers[-1] + 1
-    return numbers

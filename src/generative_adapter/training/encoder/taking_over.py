@@ -126,8 +126,9 @@ def _narrowed(
     found = {}
     for name, tensor in tensors.items():
         kind = name.rpartition(".")[2]
-        if kind == "key_proj":
-            found[name] = spread @ tensor
+        if kind == "key_proj":  # only its direction counts: at the size of a new one steps are as long
+            own = spread @ tensor
+            found[name] = own * (tensor.shape[1] ** -0.5 / own.square().mean().sqrt())
         elif kind in ("query_proj", "unit_query"):
             found[name] = queries @ tensor
         elif name == "memory.value_proj":
