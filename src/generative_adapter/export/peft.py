@@ -122,7 +122,7 @@ def save_peft(
         (temporary / CARD_FILE).write_text(adapter_card(base_name, chosen, len(cut)), encoding="utf-8")
         write_safetensors(temporary / TENSOR_FILE, tensors, {"format": "pt"})
         write_json(temporary / CONFIG_FILE, config)
-    num_bytes = (folder / TENSOR_FILE).stat().st_size
+        num_bytes = (temporary / TENSOR_FILE).stat().st_size  # a trimmer may delete the folder once it has its name
     return PeftExport(folder, base_name, chosen, dtype, len(cut), len(full) - len(cut), error, num_bytes)
 
 
