@@ -26,7 +26,7 @@ from generative_adapter.training.encoder.lookups import SHARPNESS, lookup_projec
 logger = logging.getLogger(__name__)
 
 _MEASURED_PASSAGES = 800
-_FITTED_QUESTIONS = 12000
+_FITTED_PASSAGES = 2500
 _GROUP = 8  # passages of a memory
 _TYPICAL_TOKENS = 1000  # of a memory
 _SIZING_MEMORIES = 60
@@ -202,13 +202,14 @@ def fit_unit_queries(generator: EncoderGenerator, states: FrozenStates, embeddin
 
 def _training_lookups(generator: EncoderGenerator, states: FrozenStates, embeddings: Tensor) -> Iterator[_Lookups]:
     """Lookups of questions about training passages, evenly spread, eight passages a memory."""
-    asked = [each for row in states.asked for each in row if not states.passages[each.passage].held_out]
+    train = [number for number, each in enumerate(states.passages) if not each.held_out]
     by_passage: dict[int, list[tuple[Tensor, tuple[int, ...]]]] = {}
-    for each in _spread(asked, _FITTED_QUESTIONS):
-        question = states.passages[each.passage].questions[each.number]
-        for inputs, found in zip(states.lookup_inputs(each), question.found, strict=False):
-            if found:
-                by_passage.setdefault(each.passage, []).append((inputs, found))
+    for number in _spread(train, _FITTED_PASSAGES):
+        for each in states.asked[number]:
+            question = states.passages[number].questions[each.number]
+            for inputs, found in zip(states.lookup_inputs(each), question.found, strict=False):
+                if found:
+                    by_passage.setdefault(number, []).append((inputs, found))
     for memory in _memories(generator, states, embeddings, list(by_passage)):
         rows = [
             (inputs, [first + at for at in found])
