@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import random
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -53,6 +54,18 @@ def test_passages_are_whole_paragraphs():
     text = f"Heading\n{paragraph}\nshort one.\n{paragraph}\n{paragraph}\n{'w ' * 200}end.\n{paragraph}"
     found = script("write_questions").passages_of(text, 10)
     assert found == [f"{paragraph}\n{paragraph}"]
+
+
+def test_rules_choose_answers_from_every_sentence():
+    module = script("write_questions")
+    found = module.chosen_answers(PASSAGE, 3, random.Random(0))
+    assert len(found) == 3 and all(answer in PASSAGE for answer in found)
+    assert any(answer in PASSAGE.split(". ")[1] for answer in found[:2])
+    every = module.chosen_answers(PASSAGE, 99, random.Random(0))
+    assert {"1912", "Ann Boot", "40"} <= set(every) and len(set(every)) == len(every)
+    begun = module.requests_for([{"context": "Nothing."}, {"context": PASSAGE}], 2, random.Random(0))
+    assert begun == [(1, f"- {answer} |") for answer in found[:2]]
+    assert module.requests_for([{"context": PASSAGE}], 2, None) == [(0, "")]
 
 
 def test_instructions_give_questions(tmp_path, monkeypatch, capsys):

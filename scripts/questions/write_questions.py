@@ -3,7 +3,8 @@
     python scripts/questions/write_questions.py --writer runs/question-writer --passages 8000 \
         --output runs/questions.jsonl ../shared/data/pretrain/train-00.jsonl.zst ...
 
-Runs in an environment with vLLM (`make test-engines` makes one in .venv-vllm) and zstandard. A line of the output is
+Answers are chosen by rules and the writer asks for each, or it chooses them too (`--answers writer`). Runs in an
+environment with vLLM, this package (`make test-engines` makes one in .venv-vllm) and zstandard. A line of the output is
 `{"context", "title", "source", "qa": [{"question", "answers"}]}`, the format that recipes read with `kind: questions`.
 A run that was cut short goes on where it stopped.
 """
@@ -22,9 +23,13 @@ from typing import Any
 
 import zstandard
 
+from generative_adapter.data.cloze_answers import candidates_in
+from generative_adapter.data.paragraphs import sentences
+
 HEADING = "\n\nQuestions and answers:\n"
 _LEAST_WORDS, _MOST_WORDS = 60, 170
 _BATCH = 128
+_LIST_TOKENS, _QUESTION_TOKENS = 130, 36
 
 
 def passages_of(text: str, most: int) -> list[str]:
@@ -148,6 +153,36 @@ def read_pairs(passage: str, written: str) -> list[dict[str, Any]]:
     return pairs
 
 
+def chosen_answers(passage: str, most: int, rng: random.Random) -> list[str]:
+    """Answers in a passage that can be asked for, found by rules: from every sentence one before any second one."""
+    waiting = []
+    for sentence in sentences(passage):
+        found = [sentence[each.start : each.end] for each in candidates_in(sentence)]
+        rng.shuffle(found)
+        waiting.append(found)
+    rng.shuffle(waiting)
+    answers: list[str] = []
+    while any(waiting) and len(answers) < most:
+        for found in waiting:
+            if found and (answer := found.pop()) not in answers:
+                answers.append(answer)
+    return answers[:most]
+
+
+def requests_for(passages: list[dict[str, str]], most: int, rng: random.Random | None) -> list[tuple[int, str]]:
+    """What the writer is to go on from: number of the passage and the beginning of its list.
+
+    Args:
+        passages: with `context`.
+        most: answers of a passage.
+        rng: chooses answers; None: the writer does, a whole list at once.
+    """
+    if rng is None:
+        return [(number, "") for number in range(len(passages))]
+    chosen = [chosen_answers(each["context"], most, rng) for each in passages]
+    return [(number, f"- {answer} |") for number, answers in enumerate(chosen) for answer in answers]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("texts", nargs="+", type=Path, help="documents with text, title and source, JSON Lines, zstd")
@@ -155,7 +190,10 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path)
     parser.add_argument("--passages", type=int, default=8000)
     parser.add_argument("--per-document", type=int, default=4, help="most passages of one document")
-    parser.add_argument("--max-tokens", type=int, default=130, help="of a passage's list")
+    parser.add_argument(
+        "--answers", choices=("rules", "writer"), default="rules", help="who chooses what is asked for in a passage"
+    )
+    parser.add_argument("--per-passage", type=int, default=6, help="most answers that rules choose in a passage")
     parser.add_argument("--temperature", type=float, default=0.5)
     parser.add_argument("--max-seconds", type=float, default=3600)
     arguments = parser.parse_args()
@@ -168,19 +206,30 @@ def main() -> None:
 
     from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]  # of an environment of its own
 
+    by_rules = arguments.answers == "rules"
     writer = LLM(
-        arguments.writer, dtype="bfloat16", max_model_len=768, max_num_seqs=128, enable_prefix_caching=False, seed=1
+        arguments.writer, dtype="bfloat16", max_model_len=768, max_num_seqs=128, enable_prefix_caching=by_rules, seed=1
     )
     # No top_p: on a CPU vLLM sorts the whole vocabulary for every token of it, which takes longer than the model does.
-    sampling = SamplingParams(temperature=arguments.temperature, max_tokens=arguments.max_tokens)
+    sampling = SamplingParams(
+        temperature=arguments.temperature,
+        max_tokens=_QUESTION_TOKENS if by_rules else _LIST_TOKENS,
+        stop=["\n"] if by_rules else None,
+    )
     kept = asked = 0
     while at < len(wanted) and time.monotonic() - start < arguments.max_seconds:
         batch = wanted[at : at + _BATCH]
-        outputs = writer.generate([each["context"] + HEADING for each in batch], sampling, use_tqdm=False)
+        begun = requests_for(batch, arguments.per_passage, random.Random(at) if by_rules else None)
+        outputs = writer.generate(
+            [batch[number]["context"] + HEADING + text for number, text in begun], sampling, use_tqdm=False
+        )
+        lists = [""] * len(batch)
+        for (number, text), output in zip(begun, outputs, strict=True):
+            lists[number] += text + output.outputs[0].text + "\n"
         with arguments.output.open("a", encoding="utf-8") as file:
-            for passage, output in zip(batch, outputs, strict=True):
-                asked += output.outputs[0].text.count(" | ")
-                pairs = read_pairs(passage["context"], output.outputs[0].text)
+            for passage, written in zip(batch, lists, strict=True):
+                asked += written.count(" | ")
+                pairs = read_pairs(passage["context"], written)
                 kept += len(pairs)
                 if pairs:
                     file.write(json.dumps(passage | {"qa": pairs}, ensure_ascii=False) + "\n")
