@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 
 import pytest
 import torch
@@ -194,6 +195,19 @@ def test_groups_are_a_function_of_the_step_and_process(recipe, states, embedding
             assert {asked.passage for asked in group.asked} <= set(group.passages)
 
 
+def test_groups_of_passages_that_are_alike(states, embeddings, recipe):
+    """With a share of one all are, with none hardly more than any others."""
+    likeness = []
+    for share in (1.0, 0.0):
+        settings = dataclasses.replace(recipe.encoder_training, alike_share=share, group_passages=(3, 3))
+        sampler = GroupSampler(states, embeddings, settings, seed=1)
+        near = {n: {each for each in sampler.around(n, 12, None) if each != n} for n in sampler.train}
+        groups = [sampler.around(n, 3, random.Random(n)) for n in sampler.train]
+        others = [(n, each) for n, group in zip(sampler.train, groups, strict=True) for each in group if each != n]
+        likeness.append(sum(each in near[n] for n, each in others) / len(others))
+    assert likeness[0] == 1.0 and likeness[1] < 0.8
+
+
 def test_groups_are_made_around_the_sources_that_are_asked_for(recipe, base, generator, embeddings, tmp_path):
     source = recipe.sources[0]
     two = dataclasses.replace(
@@ -275,6 +289,7 @@ def test_start_takes_words_and_input_sizes_from_the_base_model(recipe, base, sta
         ("encoder_training.group_shares=[1]", "as many positive numbers"),
         ("encoder_training.passages=0", "passages must be positive"),
         ("encoder_training.dropout=1.0", "dropout"),
+        ("encoder_training.alike_share=1.1", "alike_share"),
         ("encoder_training.source_shares=[-1]", "source_shares"),
         ("encoder_training.source_shares=[0]", "source_shares"),
         ("encoder_training.source_shares=[1, 1]", "source_shares"),

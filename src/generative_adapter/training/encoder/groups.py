@@ -1,7 +1,7 @@
 """Groups of passages that share a memory, and the questions asked of each: what one pass is made of.
 
-A pass is a function of (seed, step, process), so a resumed run sees what an uninterrupted one would. Half of the groups
-hold passages that are alike, as the parts of one document are, the others any. Leaves out: states and losses.
+A pass is a function of (seed, step, process), so a resumed run sees what an uninterrupted one would. A part of the
+groups hold passages that are alike, as the parts of one document are, the others any. Leaves out: states and losses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from torch import Tensor
 from generative_adapter.training.encoder.frozen_states import Asked, FrozenStates
 from generative_adapter.training.encoder.settings import EncoderTraining
 
-_ALIKE_SHARE = 0.5
 _NEIGHBOURS = 3  # times as many as a group takes of those most alike
 _TOKENS_TO_SPARE = 6000  # of the passages of all groups of a pass
 _LONGEST_GROUP = 5200  # tokens
@@ -108,7 +107,7 @@ class GroupSampler:
 
     def around(self, number: int, size: int, rng: random.Random | None) -> tuple[int, ...]:
         """A passage with size - 1 others; without `rng` those most alike."""
-        if rng is None or rng.random() < _ALIKE_SHARE:
+        if rng is None or rng.random() < self.settings.alike_share:
             scores = self._topics[self._train_numbers] @ self._topics[number]
             wanted = min(len(self.train), (_NEIGHBOURS if rng else 1) * size + 1)
             near = [self.train[at] for at in scores.topk(wanted).indices.tolist() if self.train[at] != number]

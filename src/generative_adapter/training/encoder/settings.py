@@ -29,6 +29,7 @@ class EncoderTraining:
         group_passages: numbers of passages that may share a memory; every step takes one of them, so that memories of
             short and long texts are trained side by side.
         group_shares: how often each of these numbers is taken, relative to the others.
+        alike_share: part of the groups whose passages are alike, as the parts of one document are; the others hold any.
         source_shares: how often a group is made around a passage of each source, relative to the others; empty: as
             often as there are passages of it.
         rows: rows of `row_tokens` tokens of questions in a pass.
@@ -51,6 +52,7 @@ class EncoderTraining:
     word_strength: float = 3.0
     group_passages: tuple[int, ...] = (3, 8, 16, 32)
     group_shares: tuple[float, ...] = (0.35, 0.4, 0.15, 0.1)
+    alike_share: float = 0.5
     source_shares: tuple[float, ...] = ()
     rows: int = 12
     kept_rows: int = 2
@@ -70,6 +72,7 @@ class EncoderTraining:
             f"{where}.lookup_learning_rate must be positive, got {self.lookup_learning_rate}",
         )
         require(len(self.lookup_layers) > 0, f"{where}.lookup_layers is empty; name at least one block")
+        require(0 <= self.alike_share <= 1, f"{where}.alike_share must lie in [0, 1], got {self.alike_share}")
         require(0 <= self.dropout < 1, f"{where}.dropout must lie in [0, 1), got {self.dropout}")
         require(
             not self.source_shares or (min(self.source_shares) >= 0 and sum(self.source_shares) > 0),
