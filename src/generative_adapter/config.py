@@ -122,7 +122,7 @@ class GeneratorConfig:
     Attributes:
         targets: target linears, by role (`attention_output`, `feed_forward_down`) or by name inside a block
             (`self_attn.v_proj`, `v_proj`).
-        layers: indices of the adapted Transformer blocks; None means all.
+        layers: indices of the adapted Transformer blocks; None means all, empty none (where units of an encoder read).
         state_dim: d_r, width of the square memory of one target; with an encoder, of the keys.
         rank: r, rank of the generated update; all but `svd` keep all directions, so there it equals `state_dim`. With
             an encoder it is the width d_v of the values, and the rank of what is generated.

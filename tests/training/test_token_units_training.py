@@ -54,6 +54,26 @@ def rows_of(base, generator, states, passages) -> torch.Tensor:
 @pytest.mark.parametrize("step", range(4))
 def test_passes_equal_the_adapter_in_the_model(recipe, base, generator, states, embeddings, step):
     """The losses of a pass are those of the whole base model under the adapter that the generator makes."""
+    check_passes(recipe, base, generator, states, embeddings, step)
+
+
+def test_units_alone_may_read_the_memory(encoder_values, request):
+    """Without any linear that reads it too: passes, and a whole run whose generator can be loaded alone."""
+    encoder_values["generator"]["layers"] = []
+    recipe, base, generator = (request.getfixturevalue(name) for name in ("recipe", "base", "generator"))
+    assert generator.targets == () and len(generator.unit_blocks) == 2
+    states, embeddings = (request.getfixturevalue(name) for name in ("states", "embeddings"))
+    check_passes(recipe, base, generator, states, embeddings, 1)
+    result = run_training(request.getfixturevalue("recipe_path"), output=f"{recipe.output}-whole")
+    model = GenerativeAdapter(base, load_generator(result.generator, base))
+    adapter = model.adapter(model.contextualize("Anna keeps the keys."))
+    own = [name for name in adapter if name.endswith(("gate_proj", "up_proj"))]
+    assert len(own) == 4 and all(float(adapter[name].delta().abs().max()) > 0 for name in own)
+    alone = load_generator_alone(result.generator).generator
+    assert alone.targets == () and len(alone.named_weights()) == len(model.generator.named_weights())
+
+
+def check_passes(recipe, base, generator, states, embeddings, step):
     sampler = GroupSampler(states, embeddings, recipe.encoder_training, seed=0)
     groups = sampler.groups(step, 0, 8)
     memories = group_memories(generator, states, embeddings, groups)

@@ -50,7 +50,7 @@ class EncoderGenerator(ContextGenerator):
     token instead of the sums, which are made of them, and units of these blocks take one token each (`TokenUnits`).
 
     Args:
-        targets: the linears that read the memory.
+        targets: the linears that read the memory; none where only units do.
         hidden_size: d_h.
         state_dim: d_r, width of keys.
         value_dim: d_v, width of values.
@@ -62,7 +62,7 @@ class EncoderGenerator(ContextGenerator):
         unit_targets: gate, up and down of every block whose units take tokens.
 
     Raises:
-        ConfigError: when there is no target, or they and the sizes don't fit one another.
+        ConfigError: when there is neither a target nor a unit, or they and the sizes don't fit one another.
     """
 
     independent_chunks = True
@@ -85,6 +85,8 @@ class EncoderGenerator(ContextGenerator):
         unit_targets: Sequence[TargetShape] = (),
     ) -> None:
         super().__init__()
+        if not (targets or unit_targets):
+            raise ConfigError("an EncoderGenerator needs at least one target layer or block of units, got none")
         _check_form(targets, hidden_size, value_dim)
         self.targets = tuple(targets)
         self.hidden_size, self.state_dim, self.value_dim = hidden_size, state_dim, value_dim
@@ -275,8 +277,6 @@ def _side_by_side(first: LowRankFactors, second: LowRankFactors) -> LowRankFacto
 
 
 def _check_form(targets: Sequence[TargetShape], hidden_size: int, value_dim: int) -> None:
-    if not targets:
-        raise ConfigError("an EncoderGenerator needs at least one target layer, got none")
     for target in targets:
         if target.out_features != hidden_size:
             raise ConfigError(
