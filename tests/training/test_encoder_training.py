@@ -351,6 +351,17 @@ def test_states_of_another_run_are_taken_over(recipe, base, generator, states, t
             )
 
 
+def test_a_run_without_lookups_takes_over_states_of_one_with_them(recipe, base, generator, states, tmp_path):
+    other = with_encoder_training(recipe, lookup_steps=0, states_from=recipe.output)
+    other = dataclasses.replace(other, output=str(tmp_path / "other"))
+    found = prepared_states(other, base, generator, Processes("cpu"))
+    assert found.targets == () and states.targets
+    assert len(found.known_passages) == len(found.passages)
+    assert len(found.known_questions) == sum(map(len, found.asked))
+    for mine, known in zip(found.asked[2], states.asked[2], strict=True):
+        assert torch.equal(found.question_states(mine), states.question_states(known))
+
+
 def test_states_that_are_not_there_are_not_taken_over(recipe, base, generator, tmp_path):
     other = with_encoder_training(recipe, states_from=str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match=r"states_from.*no complete states"):

@@ -130,11 +130,8 @@ class FrozenStates:
             write: False only notes what `fill` may leave out, where another process writes it.
         """
         same_states = set(self.states) <= set(other.states)
-        same_questions = (self.start_block, self.targets, self.num_labels) == (
-            other.start_block,
-            other.targets,
-            other.num_labels,
-        )
+        same_lookups = not self.targets or (self.targets, self.num_labels) == (other.targets, other.num_labels)
+        same_questions = self.start_block == other.start_block and same_lookups
         numbers = {each.chunks: number for number, each in enumerate(other.passages)}
         columns = [other.states.index(state) for state in self.states] if same_states else []
         asked_there: dict[tuple[int, ...], Asked] = {}
