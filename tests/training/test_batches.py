@@ -220,15 +220,15 @@ def real_share(trainer: Trainer, num_steps: int = 8) -> float:
 
 @pytest.mark.parametrize("sources", [FACTS[:1], FACTS], ids=["few facts", "mixed"])
 def test_four_of_five_computed_tokens_are_real(
-    base: BaseModel, recipe: Callable[..., TrainingRecipe], sources: list[dict[str, object]]
+    base: BaseModel, make_recipe: Callable[..., TrainingRecipe], sources: list[dict[str, object]]
 ) -> None:
-    trainer = make_trainer(recipe(sources=sources, contexts_per_step=8, row_tokens=112), base)
+    trainer = make_trainer(make_recipe(sources=sources, contexts_per_step=8, row_tokens=112), base)
     assert real_share(trainer) >= 0.8
 
 
 @pytest.mark.embedded
 def test_four_of_five_computed_tokens_are_real_with_the_embedded_tokenizer(
-    base: BaseModel, recipe: Callable[..., TrainingRecipe]
+    base: BaseModel, make_recipe: Callable[..., TrainingRecipe]
 ) -> None:
     from transformers import AutoTokenizer
 
@@ -237,7 +237,7 @@ def test_four_of_five_computed_tokens_are_real_with_the_embedded_tokenizer(
     except BaseModelError as error:
         pytest.skip(str(error))
     prompt = {"question": "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"}
-    settings = recipe(sources=FACTS, contexts_per_step=8, row_tokens=112, prompt=prompt)
+    settings = make_recipe(sources=FACTS, contexts_per_step=8, row_tokens=112, prompt=prompt)
     trainer = make_trainer(settings, base)
     with dequantised_folder(path) as folder:
         trainer.sampler = ContextSampler(settings, AutoTokenizer.from_pretrained(folder))
