@@ -161,6 +161,7 @@ def make_trainer(
 
     Raises:
         CheckpointError: when the recipe's `initial_generator` doesn't fit.
+        FingerprintMismatchError: when it has an encoder and is for another base model.
     """
     processes = processes or Processes(recipe.device, recipe.shard_base)
     if recipe.generator.encoder is not None:

@@ -68,8 +68,9 @@ def take_over(
     if (other.state_dim, other.value_dim) != (generator.state_dim, generator.value_dim):
         tensors = _narrowed(tensors, generator, other, states, embeddings)
     own = generator.named_weights()
-    fresh = [name for name in own if name not in tensors and not name.startswith(("encoder.", "memory."))]
-    known = {name: tensor for name, tensor in tensors.items() if name in own or name.startswith(("encoder.", "memory"))}
+    shared = ("encoder.", "memory.")  # of every generator with an encoder: what differs there is told, not left out
+    fresh = [name for name in own if name not in tensors and not name.startswith(shared)]
+    known = {name: tensor for name, tensor in tensors.items() if name in own or name.startswith(shared)}
     load_weights(generator, known, str(path), may_lack=tuple(fresh))
     logger.info("%d tensors from %s, %d new ones", len(known), path, len(fresh))
     if generator.keeps_tokens and not other.keeps_tokens and _has_gate_inputs(generator, states):
