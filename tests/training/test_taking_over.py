@@ -48,6 +48,7 @@ def test_narrower_keys_and_values_say_about_the_same(recipe_path, tmp_path, base
         memory = group_memories(each, states, embeddings, groups)[0]
         reads.append(each[name].read(inputs, memory.normalized.unsqueeze(0), each.word_directions).flatten())
     assert float(F.cosine_similarity(*reads, dim=0)) > 0.6
+    assert 0.4 < float(reads[1].norm() / reads[0].norm()) < 1.5  # about as loud, though keys were made larger
 
 
 @pytest.mark.parametrize("override", ["generator.state_dim=17", "generator.rank=13"])
