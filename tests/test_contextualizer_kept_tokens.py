@@ -83,7 +83,11 @@ def test_in_text_order_undoes_the_order_of_lengths():
     lengths = [5, 2, 7, 2, 5, 1]
     text = torch.arange(sum(lengths)).unsqueeze(1)
     chunks = text.split(lengths)
-    assert torch.equal(in_text_order(torch.cat(sorted(chunks, key=len)), lengths), text)
+    assert torch.equal(in_text_order(torch.cat(sorted(chunks, key=len)), lengths, lengths), text)
+    halves = [(length + 1) // 2 for length in lengths]  # as many rows of chunks of different lengths
+    kept = [chunk[:half] for chunk, half in zip(chunks, halves, strict=True)]
+    read = torch.cat([chunk[: (len(chunk) + 1) // 2] for chunk in sorted(chunks, key=len)])
+    assert torch.equal(in_text_order(read, lengths, halves), torch.cat(kept))
 
 
 def test_documents_add_and_are_forgotten_bit_for_bit(model):

@@ -71,6 +71,8 @@ class EncoderConfig:
         constant_from_layer: lowest block of that part.
         unit_layers: blocks whose feed-forward units each take one token of the context (`token_units`), which makes
             memories grow with what is read; none: the memory is a sum.
+        token_share: part of a chunk's tokens that are remembered, those with the longest keys; below 1 only where units
+            take tokens.
     """
 
     states: tuple[int, ...] = (6, 12, 18, 24)
@@ -84,9 +86,14 @@ class EncoderConfig:
     constant_targets: tuple[str, ...] = ("attention_output", "feed_forward_down")
     constant_from_layer: int = 6
     unit_layers: tuple[int, ...] = ()
+    token_share: float = 1.0
 
     def __post_init__(self) -> None:
         where = "generator.encoder"
+        require(
+            0 < self.token_share <= 1 and (self.token_share == 1 or len(self.unit_layers) > 0),
+            f"{where}.token_share must lie in (0, 1], and be 1 without unit_layers, got {self.token_share}",
+        )
         require(
             len(self.states) > 0 and list(self.states) == sorted(set(self.states)) and min(self.states) > 0,
             f"{where}.states must be ascending block indices above 0 (the embeddings are read anyway), got "

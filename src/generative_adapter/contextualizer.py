@@ -276,7 +276,11 @@ class GenerativeAdapter:
         if kept:
             joined = {name: torch.cat([each[name] for each in kept]) for name in empty.states}
             lengths = [len(chunk) for chunk in chunks]
-            memory = empty.accumulate({n: in_text_order(each, lengths) for n, each in joined.items()}, (entry,))
+            num_rows = [self.generator.num_rows(length) for length in lengths]
+            if num_rows != lengths:
+                entry = replace(entry, kept_rows=sum(num_rows))
+            in_order = {name: in_text_order(rows, lengths, num_rows) for name, rows in joined.items()}
+            memory = empty.accumulate(in_order, (entry,))
         return memory
 
     @contextmanager

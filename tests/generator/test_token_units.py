@@ -76,6 +76,13 @@ def test_offset_is_the_threshold_where_answers_are_given():
     assert float((other @ offset).mean()) == pytest.approx(0, abs=0.6)
 
 
+def test_tokens_whose_key_is_zero_take_no_unit():
+    keys = torch.randn(14, KEYS)
+    keys[[0, 3, 4, 13]] = 0
+    only = tokens_of_blocks(keys, [make_units()])
+    assert only[0].tolist() == [1, 2, 5, 6, 7, 8, 9, 10, 11, 12]
+
+
 @pytest.mark.parametrize(("tokens", "step"), [(0, 1), (1, 1), (10, 1), (11, 2), (20, 2), (21, 3), (30, 3)])
 def test_every_token_is_taken_and_no_block_overflows(tokens, step):
     blocks = [make_units(seed) for seed in range(3)]

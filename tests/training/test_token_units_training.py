@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -11,10 +12,14 @@ import torch.nn.functional as F
 from generative_adapter import GenerativeAdapter
 from generative_adapter.base_model.generator_building import build_generator
 from generative_adapter.base_model.inject import find_linear, inject
+from generative_adapter.base_model.prompts import start_ids
 from generative_adapter.base_model.resumed_pass import resumed_logits
+from generative_adapter.base_model.text_blocks import block_chunks
 from generative_adapter.checkpoint import load_generator, load_generator_alone
-from generative_adapter.errors import ConfigError
+from generative_adapter.config import EncoderConfig
+from generative_adapter.errors import ConfigError, DataError
 from generative_adapter.generator.encoder_generator import MEMORY, EncoderGenerator
+from generative_adapter.generator.memory import ContextMemory
 from generative_adapter.training.encoder.encoding import group_memories
 from generative_adapter.training.encoder.groups import GroupSampler
 from generative_adapter.training.encoder.lookups import SHARPNESS, WordScores, lookup_losses
@@ -71,6 +76,49 @@ def test_units_alone_may_read_the_memory(encoder_values, request):
     assert len(own) == 4 and all(float(adapter[name].delta().abs().max()) > 0 for name in own)
     alone = load_generator_alone(result.generator).generator
     assert alone.targets == () and len(alone.named_weights()) == len(model.generator.named_weights())
+
+
+def test_a_part_of_the_tokens_is_remembered(encoder_values, request, tmp_path):
+    """Passes, a whole run, and memories of its generator: those with the longest keys, in each chunk as many."""
+    encoder_values["generator"]["encoder"]["token_share"] = 0.6
+    recipe, base, generator = (request.getfixturevalue(name) for name in ("recipe", "base", "generator"))
+    states, embeddings = (request.getfixturevalue(name) for name in ("states", "embeddings"))
+    check_passes(recipe, base, generator, states, embeddings, 2)
+    result = run_training(request.getfixturevalue("recipe_path"), output=f"{recipe.output}-whole")
+    model = GenerativeAdapter(base, load_generator(result.generator, base))
+    texts = ["Anna keeps the keys of the boat house. " * 9, "Bo mends the pumps."]
+    one, other = (model.contextualize(text) for text in texts)
+    hidden: dict[int, torch.Tensor] = {}
+    chunks = block_chunks(base.tokenizer, texts[0], model.checkpoint.config.chunk_tokens)
+    assert len(chunks) > 1
+    expected = []
+    for chunk in chunks:
+        output = base.model(input_ids=torch.tensor([start_ids(base.tokenizer) + chunk]), output_hidden_states=True)
+        start = len(start_ids(base.tokenizer))
+        hidden = {layer: output.hidden_states[layer][:, start:] for layer in model.generator.layers}
+        keys, values = model.generator.keys_and_values(hidden)
+        rows = torch.cat([values, keys], dim=-1)[0]
+        longest = keys[0].norm(dim=-1).topk(math.ceil(0.6 * len(chunk))).indices.sort().values
+        expected.append(rows[longest])
+    torch.testing.assert_close(one.states[MEMORY], torch.cat(expected), rtol=1e-3, atol=1e-3)
+    assert one.num_rows == sum(map(len, expected)) < one.num_tokens
+
+    both = one + other
+    both.save(tmp_path / "memory")
+    read = ContextMemory.load(tmp_path / "memory", model.generator_fingerprint)
+    assert (read.documents, read.num_rows) == (both.documents, one.num_rows + other.num_rows)
+    assert torch.equal(model.forget(both, texts[0]).states[MEMORY], other.states[MEMORY])
+    assert model.generator.units_taken(one.num_rows) == one.num_rows
+    with pytest.raises(DataError, match="documents should have"):
+        dataclasses.replace(both, documents=both.documents[:1]).save(tmp_path / "damaged")
+
+
+def test_remembering_less_needs_units():
+    with pytest.raises(ConfigError, match=r"token_share must lie in \(0, 1\], and be 1 without unit_layers, got 0.5"):
+        EncoderConfig(token_share=0.5)
+    for share in (0.0, 1.5):
+        with pytest.raises(ConfigError, match="token_share"):
+            EncoderConfig(unit_layers=(1,), token_share=share)
 
 
 def check_passes(recipe, base, generator, states, embeddings, step):

@@ -52,13 +52,14 @@ def reading_batches(chunks: Sequence[list[int]]) -> Iterator[list[list[int]]]:
         yield batch
 
 
-def in_text_order(rows: Tensor, lengths: Sequence[int]) -> Tensor:
+def in_text_order(rows: Tensor, lengths: Sequence[int], num_rows: Sequence[int]) -> Tensor:
     """Rows of chunks that were read in order of length, those of one length as in the text, in the order of the text.
 
     Args:
-        rows: one for every token, `[tokens, width]`.
+        rows: of all chunks, `[rows, width]`.
         lengths: tokens of each chunk, in the order of the text.
+        num_rows: rows of each, in the same order.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    parts = dict(zip(order, rows.split([lengths[index] for index in order]), strict=True))
+    parts = dict(zip(order, rows.split([num_rows[index] for index in order]), strict=True))
     return torch.cat([parts[index] for index in range(len(lengths))])

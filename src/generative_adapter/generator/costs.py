@@ -22,8 +22,8 @@ With an encoder of width w and m layers over b block inputs, one memory of d_v =
     memory              2 n (d_v + d_r) d_r
     adapter             2 d_r^3 + 2 d_v d_r^2, and 2 d_v d_r d_in a target
 
-Where units take tokens, the memory's sums are made with the adapter, and each of their blocks whitens the keys it
-takes, 2 n d_r^2 where it takes all.
+Where units take tokens, the sums are made with the adapter, of the rows that the memory keeps, and each of their blocks
+whitens the keys it takes, 2 n d_r^2 where it takes n.
 
 Leaves out: passes of the base model (`base_model.costs`) and of training (`training.pass_costs`).
 """
@@ -82,7 +82,7 @@ def writing_flops(config: GeneratorConfig, num_targets: int, hidden_size: int, n
 
 
 def adapter_flops(
-    config: GeneratorConfig, targets: Sequence[TargetShape], num_tokens: int = 0, num_units: int = 0
+    config: GeneratorConfig, targets: Sequence[TargetShape], num_rows: int = 0, num_units: int = 0
 ) -> float:
     """Operations that make an adapter of the memories of all targets: normalisation and factors.
 
@@ -91,14 +91,14 @@ def adapter_flops(
     Args:
         config: of the generator.
         targets: the linears that read the memory.
-        num_tokens: n, of the memory; it matters where units take tokens.
+        num_rows: of the memory; they matter where units take tokens.
         num_units: tokens that the units of all blocks have taken.
     """
     width, decomposed = config.state_dim, config.normalization == "svd"
     if config.encoder is not None:
         inputs = sum(target.in_features for target in targets)
         once = 2 * width**3 + 2 * config.rank * width * (width + inputs)
-        sums = 2 * num_tokens * (config.rank + width) * width if config.encoder.unit_layers else 0
+        sums = 2 * num_rows * (config.rank + width) * width if config.encoder.unit_layers else 0
         return float(once + sums + 2 * num_units * width**2)
     widths = sum(target.out_features + target.in_features * decomposed for target in targets)
     normalization = normalization_flops(config)[0]

@@ -7,6 +7,7 @@ Plain torch, no Hugging Face. Leaves out: splitting a text into chunks, and trai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -21,7 +22,7 @@ from generative_adapter.generator.low_rank import LowRankAdapter, LowRankFactors
 from generative_adapter.generator.memory_reader import MemoryReader
 from generative_adapter.generator.normalization import NORMALIZATION_LABEL, ridge_inverse
 from generative_adapter.generator.protocol import ContextGenerator
-from generative_adapter.generator.token_units import TokenUnits, tokens_of_blocks
+from generative_adapter.generator.token_units import TokenUnits, longest, tokens_of_blocks
 from generative_adapter.generator.trained_adapter import TrainedAdapter
 from generative_adapter.generator.unit_rms import unit_rms
 from generative_adapter.generator.word_map import WordMap, word_directions
@@ -46,8 +47,8 @@ class EncoderGenerator(ContextGenerator):
     Keys k = (B1^T x / ||B1^T x||) sigmoid(g.x + c + 1) and values v = P e - b + A2 x of every token, with x its encoded
     vector, e its embedding and P and b of a fixed `WordMap` (of random directions, until `set_word_map`); S = sum v k^T
     and C = sum k k^T, kept as one state, S above C; target l's update is scale * A_l S (C + lambda I)^-1 B_l
-    (`MemoryReader`), and beside it the constant part. With `unit_targets` the memory keeps the value and key of every
-    token instead of the sums, which are made of them, and units of these blocks take one token each (`TokenUnits`).
+    (`MemoryReader`), and beside it the constant part. With `unit_targets` the memory keeps values and keys of tokens
+    (`remembered`) instead of the sums, and units of these blocks take one token each (`TokenUnits`).
 
     Args:
         targets: the linears that read the memory; none where only units do.
@@ -90,6 +91,7 @@ class EncoderGenerator(ContextGenerator):
         _check_form(targets, hidden_size, value_dim)
         self.targets = tuple(targets)
         self.hidden_size, self.state_dim, self.value_dim = hidden_size, state_dim, value_dim
+        self.token_share = encoder.token_share
         self.compute_dtype = torch.float32  # of the encoder's products; training may take a shorter one
         self._layers = (0, *encoder.states)
         self._index = {target.name: index for index, target in enumerate(self.targets)}
@@ -187,7 +189,32 @@ class EncoderGenerator(ContextGenerator):
     def write(self, hidden: Mapping[int, Tensor], mask: Tensor | None = None) -> dict[str, Tensor]:
         """S and C of each chunk, or the rows of its tokens; see `ContextGenerator.write`."""
         keys, values = self.keys_and_values(hidden, mask)
-        return {MEMORY: torch.cat([values, keys], dim=-1) if self.keeps_tokens else self.pair(keys, values)}
+        if not self.keeps_tokens:
+            return {MEMORY: self.pair(keys, values)}
+        return {MEMORY: torch.cat([values, keys * self.remembered(keys, mask).unsqueeze(-1)], dim=-1)}
+
+    def taken_in(self, increments: Mapping[str, Tensor], mask: Tensor | None = None) -> dict[str, Tensor]:
+        """See `ContextGenerator.taken_in`; a key of zeros is that of a token that isn't remembered."""
+        taken = super().taken_in(increments, mask)
+        if self.token_share == 1:
+            return taken
+        return {name: rows[rows[:, self.value_dim :].any(-1)] for name, rows in taken.items()}
+
+    def num_rows(self, num_tokens: int) -> int:
+        """See `ContextGenerator.num_rows`."""
+        return math.ceil(self.token_share * num_tokens)
+
+    @torch.no_grad()
+    def remembered(self, keys: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Which tokens a memory keeps: in each chunk the `num_rows` with the longest keys, `[batch, tokens]`, bool.
+
+        Args:
+            keys: of all tokens, `[batch, tokens, d_r]`.
+            mask: True for real tokens, `[batch, tokens]`.
+        """
+        real = torch.ones(keys.shape[:2], dtype=torch.bool, device=keys.device) if mask is None else mask.bool()
+        wanted = [self.num_rows(size) for size in real.sum(-1).tolist()]
+        return real if self.token_share == 1 else longest(keys, real, torch.tensor(wanted, device=keys.device))
 
     def pair(self, keys: Tensor, values: Tensor) -> Tensor:
         """sum_i v_i k_i^T above sum_i k_i k_i^T, `[batch, d_v + d_r, d_r]`."""
@@ -222,10 +249,10 @@ class EncoderGenerator(ContextGenerator):
             sums, inverse = ridge_inverse(states, self.ridge_strength)
             return sums @ inverse, inverse
 
-    def units_taken(self, num_tokens: int) -> int:
+    def units_taken(self, num_rows: int) -> int:
         """See `ContextGenerator.units_taken`."""
         blocks = self.unit_blocks
-        return sum(map(len, tokens_of_blocks(torch.zeros(num_tokens, 1), blocks))) if blocks else 0
+        return sum(map(len, tokens_of_blocks(torch.ones(num_rows, 1), blocks))) if blocks else 0
 
     @torch.no_grad()
     def adapter(self, states: Mapping[str, Tensor]) -> LowRankAdapter:
@@ -234,14 +261,14 @@ class EncoderGenerator(ContextGenerator):
         Where a target has both, their ranks add up; see `ContextGenerator.adapter`.
         """
         state, words = states[MEMORY].float(), self.word_directions
-        rows = state
+        rows, widths = state, [self.value_dim, self.state_dim]
         if self.keeps_tokens:
-            values, keys = rows.split([self.value_dim, self.state_dim], dim=-1)
+            values, keys = rows.split(widths, dim=-1)
             state = self.pair(keys, values)
         normalized, inverse = self._normalize(state)
         factors = {target.name: self[target.name].factors(normalized, words) for target in self.targets}
         if self.keeps_tokens:
-            values, keys = rows.split([self.value_dim, self.state_dim], dim=-1)
+            values, keys = rows.split(widths, dim=-1)
             for block, numbers in zip(self.unit_blocks, tokens_of_blocks(keys, self.unit_blocks), strict=True):
                 for name, own in block.factors(keys[numbers] @ inverse, values[numbers], words).items():
                     factors[name] = _side_by_side(factors[name], own) if name in factors else own

@@ -38,6 +38,7 @@ class DocumentEntry:
         num_chunks: chunks it was read in.
         read_after: how many of the documents just before it in its memory it was read as the continuation of; those,
             and itself, can't be forgotten on their own.
+        kept_rows: rows it has in a memory that keeps tokens; None: one for every token.
     """
 
     name: str
@@ -45,6 +46,12 @@ class DocumentEntry:
     num_tokens: int
     num_chunks: int
     read_after: int = 0
+    kept_rows: int | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of a memory that keeps tokens."""
+        return self.num_tokens if self.kept_rows is None else self.kept_rows
 
     @property
     def streamed(self) -> bool:
@@ -64,7 +71,7 @@ class ContextMemory:
     Attributes:
         states: target name -> S_t `[d_r, d_r]`, or for `ridge` with the symmetric sum of k_i k_i^T `[d_r, d_r]` below
             it; float64, so that what is added and taken away again leaves nothing. With `keeps_tokens`: name -> rows
-            `[tokens, width]`, float32, in the order of `documents`, as many of each as it has tokens.
+            `[rows, width]`, float32, in the order of `documents`, `num_rows` of each.
         generator_fingerprint: of the generator that wrote it; no other can read it.
         base_fingerprint: of the base model whose hidden states it sums up.
         base_name: the base model's name, for people.
@@ -85,13 +92,18 @@ class ContextMemory:
         return sum(document.num_tokens for document in self.documents)
 
     @property
+    def num_rows(self) -> int:
+        """Rows that each state has where tokens are kept."""
+        return sum(document.num_rows for document in self.documents)
+
+    @property
     def num_chunks(self) -> int:
         """Chunks taken in."""
         return sum(document.num_chunks for document in self.documents)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all states: of sums the same however much was read, of kept tokens so many for each token."""
+        """Bytes of all states: of sums the same however much was read, of kept tokens so many for each row."""
         return sum(state.numel() * state.element_size() for state in self.states.values())
 
     @property
@@ -176,7 +188,7 @@ class ContextMemory:
 
         Raises:
             ConfigError: when `dtype` is none of these.
-            DataError: when a state holds numbers that the form can't hold, or not as many rows as there are tokens.
+            DataError: when a state holds numbers that the form can't hold, or not as many rows as its documents have.
         """
         if self.keeps_tokens:
             self._check_rows()
@@ -244,7 +256,7 @@ class ContextMemory:
     def _rows_of(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The rows of the documents of these indices, ascending."""
         self._check_rows()
-        sizes = [document.num_tokens for document in self.documents]
+        sizes = [document.num_rows for document in self.documents]
         parts = {name: state.split(sizes) for name, state in self.states.items()}
         return {
             name: torch.cat([state[:0], *(parts[name][index] for index in indices)])
@@ -252,12 +264,12 @@ class ContextMemory:
         }
 
     def _check_rows(self) -> None:
-        """Raises DataError unless every state has as many rows as the documents have tokens."""
+        """Raises DataError unless every state has as many rows as the documents."""
         for name, state in self.states.items():
-            if len(state) != self.num_tokens:
+            if len(state) != self.num_rows:
                 raise DataError(
-                    f"its state {name!r} has {len(state)} rows, but its documents have {self.num_tokens} tokens, and "
-                    "each should have a row; read the context again"
+                    f"its state {name!r} has {len(state)} rows, but its documents should have {self.num_rows}; read "
+                    "the context again"
                 )
 
 

@@ -60,8 +60,8 @@ class ContextGenerator(nn.Module, ABC):
             mask: True for real tokens, `[batch, tokens]`, padding on the right.
 
         Returns:
-            State name -> `[batch, *shape]`, or where tokens are kept `[batch, tokens, width]`, padding included;
-            float32.
+            State name -> `[batch, *shape]`, or where tokens are kept `[batch, tokens, width]`, padding and tokens
+            that aren't remembered included; float32.
         """
 
     def taken_in(self, increments: Mapping[str, Tensor], mask: Tensor | None = None) -> dict[str, Tensor]:
@@ -72,8 +72,8 @@ class ContextGenerator(nn.Module, ABC):
             mask: True for real tokens, `[batch, tokens]`, as `write` was given it; sums don't need it.
 
         Returns:
-            State name -> the sum over the chunks, float64; or where tokens are kept the rows of the real tokens,
-            chunk after chunk, `[real tokens, width]`, float32.
+            State name -> the sum over the chunks, float64; or where tokens are kept the rows of the real tokens that
+            are remembered, chunk after chunk, `[rows, width]`, float32; `num_rows` of each chunk.
         """
         if not self.keeps_tokens:
             return {name: each.double().sum(0) for name, each in increments.items()}
@@ -82,8 +82,12 @@ class ContextGenerator(nn.Module, ABC):
         real = mask.to(torch.bool)
         return {name: rows.float()[real] for name, rows in increments.items()}
 
-    def units_taken(self, num_tokens: int) -> int:
-        """Units of feed-forward parts that take a token each when a memory holds so many tokens, in all blocks."""
+    def num_rows(self, num_tokens: int) -> int:
+        """Rows that a chunk of so many tokens adds to a memory, where tokens are kept."""
+        return num_tokens
+
+    def units_taken(self, num_rows: int) -> int:
+        """Units of feed-forward parts that take a token each when a memory has so many rows, in all blocks."""
         return 0
 
     @abstractmethod
@@ -91,8 +95,8 @@ class ContextGenerator(nn.Module, ABC):
         """The adapter of a memory, eq. (9), arXiv:2411.05877; that of the empty memory changes nothing.
 
         Args:
-            states: state name -> S, of the shapes of `state_shapes`; where tokens are kept `[tokens, width]`, of any
-                number of tokens.
+            states: state name -> S, of the shapes of `state_shapes`; where tokens are kept `[rows, width]`, of any
+                number of rows.
         """
 
     @abstractmethod

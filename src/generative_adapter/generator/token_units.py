@@ -144,6 +144,19 @@ def lone_activation(weights: Tensor) -> Tensor:
     return functional.silu(_GATE_STRENGTH * weights - _THRESHOLD) * weights / functional.silu(threshold)
 
 
+def longest(keys: Tensor, real: Tensor, wanted: Tensor) -> Tensor:
+    """Which tokens of each chunk have the longest keys, `[batch, tokens]`, bool.
+
+    Args:
+        keys: `[batch, tokens, d_r]`.
+        real: False for padding, `[batch, tokens]`.
+        wanted: how many of each chunk, at most as many as are real, `[batch]`.
+    """
+    lengths = keys.norm(dim=-1).masked_fill(~real, -1.0)
+    ranks = lengths.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    return ranks < wanted.unsqueeze(-1)
+
+
 def tokens_of_blocks(keys: Tensor, blocks: Sequence[TokenUnits]) -> list[Tensor]:
     """Which tokens each block's units take: all of them where they fit, else every second, third, ...
 
@@ -152,14 +165,14 @@ def tokens_of_blocks(keys: Tensor, blocks: Sequence[TokenUnits]) -> list[Tensor]
     whose gate says that they matter least.
 
     Args:
-        keys: of all tokens, `[tokens, d_r]`.
+        keys: of all tokens, `[tokens, d_r]`; those whose key is zero take no unit.
         blocks: in the order of the model.
 
     Returns:
         The numbers of each block's tokens, ascending.
     """
     units = min(block.num_units for block in blocks)
-    numbers = torch.arange(len(keys), device=keys.device)
+    numbers = keys.any(dim=-1).nonzero().squeeze(1)
     if len(numbers) > units * len(blocks):
         lengths = keys.norm(dim=-1).to(torch.bfloat16)  # so that a memory and its stored form leave out the same ones
         numbers = lengths.argsort(descending=True, stable=True)[: units * len(blocks)].sort().values

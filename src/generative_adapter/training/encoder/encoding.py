@@ -24,16 +24,23 @@ class GroupMemory:
     Attributes:
         keys: of its tokens, `[tokens, d_r]`.
         values: `[tokens, d_v]`.
-        inverse: (C + lambda I)^-1, `[d_r, d_r]`.
-        normalized: S (C + lambda I)^-1, `[d_v, d_r]`.
+        remembered: which of them the memory keeps, `[tokens]`, bool.
+        inverse: (C + lambda I)^-1 of these, `[d_r, d_r]`.
+        normalized: S (C + lambda I)^-1 of these, `[d_v, d_r]`.
         firsts: number of each passage's first token among them.
     """
 
     keys: Tensor
     values: Tensor
+    remembered: Tensor
     inverse: Tensor
     normalized: Tensor
     firsts: dict[int, int]
+
+    @property
+    def remembered_keys(self) -> Tensor:
+        """The keys, zeros where they aren't remembered, `[tokens, d_r]`."""
+        return self.keys * self.remembered.unsqueeze(-1)
 
 
 def group_memories(
@@ -43,7 +50,7 @@ def group_memories(
     places = group_places(states, groups)
     width = generator.hidden_size
     layers = generator.layers
-    found_keys, found_values, found_places = [], [], []
+    found_keys, found_values, found_remembered, found_places = [], [], [], []
     device = generator.key_proj.device
     for chunks in read_chunks(states, embeddings, groups):
         mask, own = chunks.mask.to(device), chunks.states.to(device)
@@ -51,16 +58,24 @@ def group_memories(
         keys, values = generator.keys_and_values(hidden, mask)
         found_keys.append(keys[mask])
         found_values.append(values[mask])
+        found_remembered.append(generator.remembered(keys, mask)[mask])
         found_places.append(chunks.places.to(device))
     order = torch.cat(found_places).argsort()
     keys, values = torch.cat(found_keys)[order], torch.cat(found_values)[order]
-    parts = [(keys[start : start + size], values[start : start + size]) for start, _, size in places]
-    stacked = torch.stack([generator.pair(own.unsqueeze(0), said.unsqueeze(0))[0] for own, said in parts])
+    remembered = torch.cat(found_remembered)[order]
+    kept = keys * remembered.unsqueeze(-1)
+    spans = [slice(start, start + size) for start, _, size in places]
+    stacked = torch.stack([generator.pair(kept[span].unsqueeze(0), values[span].unsqueeze(0))[0] for span in spans])
     sums, inverses = ridge_inverse(stacked, generator.ridge_strength)
     normalized = sums @ inverses
     return [
         GroupMemory(
-            own, said, inverses[at], normalized[at], {number: first - start for number, first in firsts.items()}
+            keys[span],
+            values[span],
+            remembered[span],
+            inverses[at],
+            normalized[at],
+            {number: first - start for number, first in firsts.items()},
         )
-        for at, ((own, said), (start, firsts, _)) in enumerate(zip(parts, places, strict=True))
+        for at, (span, (start, firsts, _)) in enumerate(zip(spans, places, strict=True))
     ]
