@@ -137,7 +137,7 @@ def test_a_stream_is_not_taken_apart_but_what_stands_beside_it() -> None:
 def test_forgetting_needs_a_row_for_every_token() -> None:
     whole = memory(*"abc")
     cut = replace(whole, states={name: state[:-1] for name, state in whole.states.items()})
-    with pytest.raises(DataError, match=r"'memory' has 32 rows, but its documents have 33 tokens"):
+    with pytest.raises(DataError, match=r"'memory' has 32 rows, but its documents should have 33"):
         cut - memory("b")
 
 
@@ -283,8 +283,8 @@ def documents(*sizes: int) -> str:
         ({"version": "2", "keeps_tokens": None}, "don't match its header"),
         ({"keeps_tokens": None}, "don't go together"),
         ({"checksum": "00000000"}, "its checksum is another"),
-        ({"documents": documents(17, 5)}, "'memory' has 33 rows, but its documents have 22 tokens"),
-        ({"documents": "[]"}, "'memory' has 33 rows, but its documents have 0 tokens"),
+        ({"documents": documents(17, 5)}, "'memory' has 33 rows, but its documents should have 22"),
+        ({"documents": "[]"}, "'memory' has 33 rows, but its documents should have 0"),
         ({"documents": "{"}, "can't be read as a memory"),
     ],
 )
@@ -296,6 +296,6 @@ def test_a_header_that_does_not_fit_is_refused(saved: Path, change: dict[str, st
 
 def test_a_memory_whose_rows_do_not_fit_is_not_written(saved: Path) -> None:
     old = saved.read_bytes()
-    with pytest.raises(DataError, match=r"'memory' has 33 rows, but its documents have 22 tokens"):
+    with pytest.raises(DataError, match=r"'memory' has 33 rows, but its documents should have 22"):
         replace(memory(*"abc"), documents=memory(*"ab").documents).save(saved)
     assert saved.read_bytes() == old
