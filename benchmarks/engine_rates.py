@@ -13,7 +13,7 @@ Measures, with a generator and the real parts:
   second of 1, 8 and 32 requests at a time under 1 and 8 adapters.
 
 Every answer has the same number of tokens (`--answer-tokens`, ends are ignored); vLLM's prefix cache is off, so that a
-repeated question costs what a new one costs. Requests come over HTTP from this machine. About 5 minutes on two cores;
+repeated question costs what a new one costs. Requests come over HTTP from this machine. About 15 minutes on two cores;
 `--quick` measures less. vLLM is that of `.venv-vllm`, which `make .venv-vllm/.setup-done` makes.
 """
 
