@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -253,6 +254,24 @@ def test_a_run_resumes_as_if_it_had_not_stopped(recipe_path, tmp_path, base):
     assert isinstance(checkpoint.generator, EncoderGenerator)
     assert checkpoint.training["step"] == 10
     assert {"answer_loss", "exact", "first"} <= whole.evaluation.keys()
+
+
+def test_resuming_does_not_need_the_initial_generator_again(recipe_path, tmp_path):
+    first = run_training(recipe_path, ["num_steps=1", "encoder_training.lookup_steps=0"], output=tmp_path / "first")
+    settings = [f"initial_generator={first.generator}", "num_steps=4", "encoder_training.lookup_steps=0"]
+    run_training(recipe_path, settings, output=tmp_path / "whole")
+    folder = tmp_path / "killed"
+
+    def kill(line):
+        if line["kind"] == "training" and line["step"] == 3:
+            raise Killed
+
+    often = [*settings, "checkpoint_seconds=1e-6"]
+    with pytest.raises(Killed):
+        run_training(recipe_path, often, output=folder, progress=kill)
+    Path(first.generator).unlink()
+    assert run_training(recipe_path, often, output=folder, resume=True).step == 4
+    assert training_losses(folder) == pytest.approx(training_losses(tmp_path / "whole"), rel=1e-3)
 
 
 def test_lookups_and_answers_get_better(recipe_path, tmp_path):

@@ -115,7 +115,7 @@ def run_training(
         base = load_base_model(recipe.base_model, device=device, dtype=recipe.dtype)
     if base.device.type == "cpu":
         keep_memory_blocks()
-    trainer = make_trainer(recipe, base, progress, processes)
+    trainer = make_trainer(recipe, base, progress, processes, resumed=bool(checkpoints))
     if checkpoints:
         extra = trainer.resume_at(read_progress(checkpoints[-1])["step"])
         saved = load_checkpoint(checkpoints[-1], trainer.generator, trainer.optimizer, extra)
@@ -156,8 +156,17 @@ def make_trainer(
     base: BaseModel,
     progress: Callable[[Mapping[str, Any]], None] | None = None,
     processes: Processes | None = None,
+    *,
+    resumed: bool = False,
 ) -> Trainer | EncoderTrainer:
     """A trainer at step 0, with the recipe's initial weights.
+
+    Args:
+        recipe: of the run.
+        base: the frozen base model.
+        progress: is told what is prepared, and every line of the run's metrics.
+        processes: those that train; None: what the environment says.
+        resumed: weights of a checkpoint follow, so with an encoder the initial generator isn't taken over again.
 
     Raises:
         CheckpointError: when the recipe's `initial_generator` doesn't fit.
@@ -165,7 +174,7 @@ def make_trainer(
     """
     processes = processes or Processes(recipe.device, recipe.shard_base)
     if recipe.generator.encoder is not None:
-        return _make_encoder_trainer(recipe, base, progress, processes)
+        return _make_encoder_trainer(recipe, base, progress, processes, resumed)
     if processes.shards:
         processes.shard(base.model)
     torch.manual_seed(recipe.seed)
@@ -196,6 +205,7 @@ def _make_encoder_trainer(
     base: BaseModel,
     progress: Callable[[Mapping[str, Any]], None] | None,
     processes: Processes,
+    resumed: bool,
 ) -> EncoderTrainer:
     torch.manual_seed(recipe.seed)
     generator = build_generator(recipe.generator, base)
@@ -207,7 +217,7 @@ def _make_encoder_trainer(
 
     states = prepared_states(recipe, base, generator, processes, tell)
     measure_start(generator, base, states)
-    if recipe.initial_generator is not None:
+    if recipe.initial_generator is not None and not resumed:
         embeddings = base.model.get_input_embeddings()
         assert isinstance(embeddings, nn.Embedding)
         take_over(generator, recipe.initial_generator, base, states, embeddings.weight.detach().cpu())
