@@ -11,6 +11,8 @@ from types import ModuleType
 
 import pytest
 
+from generative_adapter.data.records import read_records
+
 zstandard = pytest.importorskip("zstandard")
 SCRIPTS = Path(__file__).parents[1] / "scripts" / "questions"
 
@@ -90,3 +92,22 @@ def test_instructions_give_questions(tmp_path, monkeypatch, capsys):
         ],
     }
     assert "2 questions" in capsys.readouterr().out
+
+
+def test_questions_of_conversations_are_asked_of_the_sessions_that_answer_them(tmp_path, monkeypatch, capsys):
+    turns = [
+        [{"speaker": 1, "text": "I own a CAT, and catfish too.", "fact": "I own a cat."}],
+        [{"speaker": 2, "text": "I am 33.", "fact": "I am 33 years old."}, {"speaker": 1, "text": "So old!"}],
+        [{"speaker": 1, "text": "The catalogue is on its way."}],
+    ]
+    sessions = [{"session": number, "dialog": dialog} for number, dialog in enumerate(turns, start=1)]
+    source, output = tmp_path / "msc.jsonl", tmp_path / "questions.jsonl"
+    source.write_text(json.dumps({"id": "a", "sessions": sessions}) + "\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["conversation_questions.py", str(source), "--output", str(output)])
+    script("conversation_questions").main()
+    records = list(read_records(output))
+    assert [(each.context, [(q.question, q.answers) for q in each.questions]) for each in records] == [
+        ("Session 1\nSpeaker 1: I own a CAT, and catfish too.", [("What does Speaker 1 own?", ("a CAT",))]),
+        ("Session 2\nSpeaker 2: I am 33.\nSpeaker 1: So old!", [("How old is Speaker 2?", ("33",))]),
+    ]
+    assert "2 sessions, 2 questions" in capsys.readouterr().out
