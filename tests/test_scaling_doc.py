@@ -41,7 +41,7 @@ def test_the_worker_adds_to_memories_and_unloads(tmp_path: Path) -> None:
         assert server.names == set() and server.asked == ["context:alice"] * 2
     model: GenerativeAdapter = names["model"]
     memory = MemoryStore(tmp_path / "store").get("alice", model.generator_fingerprint)
-    assert [document.streamed for document in memory.documents] == [False, True]
+    assert [document.streamed for document in memory.documents] == [False, False]
 
 
 def test_the_command_trims(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ class EncoderConfig:
             memories grow with what is read; none: the memory is a sum.
         token_share: part of a chunk's tokens that are remembered, those with the longest keys; below 1 only where units
             take tokens.
+        least_tokens: but at least so many of a chunk, or all it has.
     """
 
     states: tuple[int, ...] = (6, 12, 18, 24)
@@ -87,6 +88,7 @@ class EncoderConfig:
     constant_from_layer: int = 6
     unit_layers: tuple[int, ...] = ()
     token_share: float = 1.0
+    least_tokens: int = 64
 
     def __post_init__(self) -> None:
         where = "generator.encoder"
@@ -101,7 +103,14 @@ class EncoderConfig:
         )
         for name in ("width", "heads", "largest_distance"):
             require(getattr(self, name) > 0, f"{where}.{name} must be positive, got {getattr(self, name)}")
-        for name in ("layers", "reading_rank", "reading_from_layer", "constant_rank", "constant_from_layer"):
+        for name in (
+            "layers",
+            "reading_rank",
+            "reading_from_layer",
+            "constant_rank",
+            "constant_from_layer",
+            "least_tokens",
+        ):
             require(getattr(self, name) >= 0, f"{where}.{name} must not be negative, got {getattr(self, name)}")
         require(
             len(set(self.unit_layers)) == len(self.unit_layers) and min(self.unit_layers, default=0) >= 0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -227,6 +228,34 @@ def test_alpha_is_read_as_peft_reads_it(model, tmp_path):
         torch.testing.assert_close(mine, peft_logits(model, folder), rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("rslora", [False, True])
+def test_every_target_may_keep_its_own_rank(model, tmp_path, rslora):
+    """PEFT reads what is written and gives our logits; other numbers for single layers are read as PEFT reads them."""
+    adapter = random_adapter(model)
+    names = sorted(adapter)
+    cut = {
+        name: LowRankFactors(adapter[name].down[: 1 + at % 3], adapter[name].up[:, : 1 + at % 3])
+        for at, name in enumerate(names)
+    }
+    mixed = LowRankAdapter({**cut, names[0]: adapter[names[0]]})
+    folder = tmp_path / "own"
+    exported = save_peft(mixed, folder, "base", model=model, dtype="fp32", one_rank=False)
+    assert exported.num_zero_targets == 0
+    whole = save_peft(mixed, tmp_path / "one", "base", model=model, dtype="fp32")
+    assert exported.num_bytes < whole.num_bytes and exported.rank == whole.rank
+    read = load_peft(folder)
+    assert {name: factors.rank for name, factors in read.items()} == {n: mixed[n].rank for n in mixed}
+    config = config_of(folder)
+    config |= {"use_rslora": rslora, "alpha_pattern": {**config["alpha_pattern"], re.escape(names[1]): 5}}
+    (folder / CONFIG_FILE).write_text(json.dumps(config))
+    with inject(model, load_peft(folder)):
+        mine = logits(model)
+    torch.testing.assert_close(mine, peft_logits(model, folder), rtol=0, atol=2e-5)
+    if not rslora:
+        rank = mixed[names[1]].rank
+        torch.testing.assert_close(load_peft(folder)[names[1]].delta(), mixed[names[1]].delta() * 5 / rank)
+
+
 def test_damaged_and_foreign_folders(model, tmp_path):
     folder = tmp_path / "lora"
     save_peft(random_adapter(model), folder, "base")
@@ -240,7 +269,9 @@ def test_damaged_and_foreign_folders(model, tmp_path):
         ({"peft_type": "LOHA"}, "only LORA"),
         ({"use_dora": True}, "use_dora .* merge"),
         ({"bias": "all"}, "bias"),
-        ({"rank_pattern": {"o_proj": 4}}, "rank_pattern"),
+        ({"rank_pattern": {".*": 4}}, r"A \[4, in\]"),
+        ({"rank_pattern": ["o_proj"]}, "rank_pattern is .* numbers by layer"),
+        ({"alpha_pattern": {"o_proj": 0}}, "alpha_pattern is .* numbers by layer"),
         ({"r": "8"}, "are no numbers"),
         ({"r": 16}, r"A \[16, in\]"),
     ):
@@ -291,7 +322,7 @@ def test_embedded_base_and_shipped_generator(tmp_path):
     model = GenerativeAdapter.from_pretrained(dtype="float32")
     adapter = model.adapter(model.contextualize("The visitor badges at Kestrel Point are lilac."))
     report = save_peft(adapter, tmp_path / "lora", model.base.name, model=model.base.model)
-    assert (report.rank, report.num_targets, report.num_zero_targets) == (128, 20, 40)
+    assert (report.rank, report.num_targets, report.num_zero_targets) == (256, 79, 131)
     assert config_of(tmp_path / "lora")["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     ids = torch.tensor(model.base.tokenizer(["Question: What colour are the badges?\nAnswer: lilac"])["input_ids"])
     with inject(model.base.model, adapter.to(dtype=torch.bfloat16)):

@@ -80,7 +80,7 @@ def test_units_alone_may_read_the_memory(encoder_values, request):
 
 def test_a_part_of_the_tokens_is_remembered(encoder_values, request, tmp_path):
     """Passes, a whole run, and memories of its generator: those with the longest keys, in each chunk as many."""
-    encoder_values["generator"]["encoder"]["token_share"] = 0.6
+    encoder_values["generator"]["encoder"] |= {"token_share": 0.6, "least_tokens": 10}
     recipe, base, generator = (request.getfixturevalue(name) for name in ("recipe", "base", "generator"))
     states, embeddings = (request.getfixturevalue(name) for name in ("states", "embeddings"))
     check_passes(recipe, base, generator, states, embeddings, 2)
@@ -98,10 +98,12 @@ def test_a_part_of_the_tokens_is_remembered(encoder_values, request, tmp_path):
         hidden = {layer: output.hidden_states[layer][:, start:] for layer in model.generator.layers}
         keys, values = model.generator.keys_and_values(hidden)
         rows = torch.cat([values, keys], dim=-1)[0]
-        longest = keys[0].norm(dim=-1).topk(math.ceil(0.6 * len(chunk))).indices.sort().values
+        longest = keys[0].norm(dim=-1).topk(max(10, math.ceil(0.6 * len(chunk)))).indices.sort().values
         expected.append(rows[longest])
     torch.testing.assert_close(one.states[MEMORY], torch.cat(expected), rtol=1e-3, atol=1e-3)
     assert one.num_rows == sum(map(len, expected)) < one.num_tokens
+    sizes = {n: model.generator.num_rows(n) for n in (3, 10, 11, 16, 17, 30)}
+    assert sizes == {3: 3, 10: 10, 11: 10, 16: 10, 17: 11, 30: 18}
 
     both = one + other
     both.save(tmp_path / "memory")

@@ -26,7 +26,7 @@ class AdapterFolders:
         store: where the memories are.
         checkpoint: the generator that wrote them.
         folder: of the adapters.
-        rank: of all adapters, one that engines take; None: the least that loses nothing.
+        rank: the largest in adapters, one that engines take; None: the least that loses nothing.
         dtype: `bf16`, `fp16` or `fp32`.
         base_name: the base model's name in the adapters; None: the generator's.
     """
@@ -73,7 +73,7 @@ class AdapterFolders:
                     return None
                 adapter = self.checkpoint.generator.adapter(memory.states)
                 try:
-                    save_peft(adapter, path, self._base_name, rank=self._rank, dtype=self._dtype)
+                    save_peft(adapter, path, self._base_name, rank=self._rank, dtype=self._dtype, one_rank=False)
                     break
                 except OSError:  # another process put the same folder there, or trimmed the one around it, meanwhile
                     if is_last:

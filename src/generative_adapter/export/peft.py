@@ -1,8 +1,9 @@
 """Adapters as PEFT keeps them on disk, which PEFT, transformers, vLLM, SGLang and LoRAX load; and back.
 
 The written form is the plainest there is, so that every engine takes it: one rank for all tensors out of those that
-vLLM knows, the scale inside B, `lora_alpha = r`, no bias, no patterns. Leaves out: other formats, and running adapters
-(`base_model.inject`). PEFT itself is not needed.
+vLLM knows, the scale inside B, `lora_alpha = r`, no bias, no patterns. With `one_rank=False` every target keeps its own
+rank, which PEFT, transformers and vLLM read too, and takes no more room than it needs. Leaves out: other formats, and
+running adapters (`base_model.inject`). PEFT itself is not needed.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ TENSOR_FILE = "adapter_model.safetensors"
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<letter>[AB])\.weight")
 # What a config may ask for beyond plain factors; each must be absent or empty here.
-_EXTRAS = ("rank_pattern", "alpha_pattern", "modules_to_save", "use_dora", "lora_bias", "layer_replication")
+_EXTRAS = ("modules_to_save", "use_dora", "lora_bias", "layer_replication")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class PeftExport:
     Attributes:
         folder: where.
         base_name: the base model's name in the config.
-        rank: r of all tensors.
+        rank: r of all tensors, or the largest that they may have.
         dtype: number format, a key of `DTYPES`.
         num_targets: linear layers that the adapter changes.
         num_zero_targets: layers that got zeros, so that every block has the same targets.
@@ -70,6 +71,7 @@ def save_peft(
     model: nn.Module | None = None,
     rank: int | None = None,
     dtype: str = "bf16",
+    one_rank: bool = True,
 ) -> PeftExport:
     """Writes an adapter as a PEFT folder: `adapter_config.json`, `adapter_model.safetensors` and a model card.
 
@@ -85,6 +87,8 @@ def save_peft(
         rank: one of `RANKS`; None: the least that holds the adapter. Factors are padded with zeros, or truncated to
             the nearest adapter of that rank.
         dtype: `bf16`, `fp16` or `fp32`.
+        one_rank: pad all targets to one rank, and blocks without a target with zeros. False: neither; the config tells
+            each target's rank (`rank_pattern`, `alpha_pattern`), which LoRAX and engines like it don't read.
 
     Raises:
         ConfigError: when `rank`, `dtype` or `base_name` is not to be had.
@@ -99,10 +103,10 @@ def save_peft(
         raise AdapterError("the adapter has no target, so there is nothing to write; make one from a memory")
     chosen = _choose_rank(adapter.rank, rank)
     cut, error = adapter.truncate(chosen) if chosen < adapter.rank else (adapter, 0.0)
-    full = cut if model is None else _same_in_every_block(cut, model)
+    full = cut if model is None else _same_in_every_block(cut, model, with_zeros=one_rank)
     tensors: dict[str, Tensor] = {}
     for name in sorted(full):
-        down, up = _padded(full[name], chosen)
+        down, up = _padded(full[name], chosen if one_rank else full[name].rank)
         for letter, tensor in (("A", down), ("B", up)):
             tensors[f"base_model.model.{name}.lora_{letter}.weight"] = _as_dtype(tensor, dtype, name)
     config = {
@@ -114,6 +118,7 @@ def save_peft(
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": sorted(full) if model is None else _shortest_names(full, model),
+        **({} if one_rank else _patterns(full, chosen)),
         "fan_in_fan_out": model is not None and all(is_transposed(find_linear(model, name)) for name in full),
         "inference_mode": True,
     }
@@ -140,7 +145,6 @@ def load_peft(folder: str | Path) -> LowRankAdapter:
         raise CheckpointError(
             f"{folder / CONFIG_FILE}: r {rank!r} and lora_alpha {alpha!r} are no numbers; export it again"
         )
-    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
     pairs: dict[str, dict[str, Tensor]] = {}
     for key, tensor in _read_tensors(folder).items():
         match = _KEY.fullmatch(key)
@@ -154,12 +158,14 @@ def load_peft(folder: str | Path) -> LowRankAdapter:
     for name, pair in pairs.items():
         shapes = {letter: tuple(tensor.shape) for letter, tensor in pair.items()}
         down, up = pair.get("A"), pair.get("B")
-        if down is None or up is None or down.ndim != 2 or up.ndim != 2 or {down.shape[0], up.shape[1]} != {rank}:
+        own = _of_pattern(config.get("rank_pattern"), name, rank)
+        if down is None or up is None or down.ndim != 2 or up.ndim != 2 or {down.shape[0], up.shape[1]} != {own}:
             raise CheckpointError(
-                f"{folder / TENSOR_FILE}: {name!r} has {shapes}, A [{rank}, in] and B [out, {rank}] were expected; "
+                f"{folder / TENSOR_FILE}: {name!r} has {shapes}, A [{own}, in] and B [out, {own}] were expected; "
                 "the file is damaged or not of this config: export the adapter again"
             )
-        factors[name] = LowRankFactors(down, up * scale)
+        scale = _of_pattern(config.get("alpha_pattern"), name, alpha)
+        factors[name] = LowRankFactors(down, up * (scale / (own**0.5 if config.get("use_rslora") else own)))
     if not factors:
         raise CheckpointError(f"{folder / TENSOR_FILE}: it holds no tensor; export the adapter again")
     return LowRankAdapter(factors)
@@ -178,6 +184,18 @@ def _choose_rank(own: int, asked: int | None) -> int:
     return fitting[0]
 
 
+def _patterns(adapter: LowRankAdapter, rank: int) -> dict[str, dict[str, int]]:
+    """What a config says of targets whose rank is another."""
+    others = {re.escape(name): factors.rank for name, factors in sorted(adapter.items()) if factors.rank != rank}
+    return {"rank_pattern": others, "alpha_pattern": others}
+
+
+def _of_pattern(pattern: Mapping[str, Any] | None, name: str, otherwise: Any) -> Any:
+    """The value of the first key that a module's path is, or ends in, as PEFT finds it."""
+    found = (value for key, value in (pattern or {}).items() if re.fullmatch(rf"(.*\.)?({key})", name))
+    return next(found, otherwise)
+
+
 def _padded(factors: LowRankFactors, rank: int) -> tuple[Tensor, Tensor]:
     missing = rank - factors.rank
     down = torch.cat([factors.down, factors.down.new_zeros(missing, factors.down.shape[1])])
@@ -193,12 +211,14 @@ def _as_dtype(tensor: Tensor, dtype: str, name: str) -> Tensor:
     return converted
 
 
-def _same_in_every_block(adapter: LowRankAdapter, model: nn.Module) -> LowRankAdapter:
-    """The adapter with zeros for the targets that only some blocks have; block by block."""
+def _same_in_every_block(adapter: LowRankAdapter, model: nn.Module, *, with_zeros: bool) -> LowRankAdapter:
+    """The adapter, which must fit, with zeros for the targets that only some blocks have; block by block."""
     for name, factors in adapter.items():
         given, shape = (factors.down.shape[1], factors.up.shape[0]), linear_shape(find_linear(model, name))
         if given != shape:
             raise AdapterError(f"{name!r}: the adapter maps {given[0]} -> {given[1]}, the layer {shape}")
+    if not with_zeros:
+        return adapter
     path, blocks = find_blocks(model)
     inside = re.compile(re.escape(path) + r"\.\d+\.(.+)")
     like = {match[1]: adapter[name].down for name in adapter if (match := inside.fullmatch(name))}
@@ -248,6 +268,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{path}: {', '.join(extras)} can't be expressed as plain factors; give a LoRA without, or merge this one "
             "into its base model with PEFT"
         )
+    for name in ("rank_pattern", "alpha_pattern"):
+        pattern = config.get(name) or {}
+        if not isinstance(pattern, dict) or not all(
+            isinstance(each, int | float) and each for each in pattern.values()
+        ):
+            raise CheckpointError(f"{path}: {name} is {pattern!r}, numbers by layer were expected; export it again")
     return config
 
 

@@ -91,7 +91,7 @@ class EncoderGenerator(ContextGenerator):
         _check_form(targets, hidden_size, value_dim)
         self.targets = tuple(targets)
         self.hidden_size, self.state_dim, self.value_dim = hidden_size, state_dim, value_dim
-        self.token_share = encoder.token_share
+        self.token_share, self.least_tokens = encoder.token_share, encoder.least_tokens
         self.compute_dtype = torch.float32  # of the encoder's products; training may take a shorter one
         self._layers = (0, *encoder.states)
         self._index = {target.name: index for index, target in enumerate(self.targets)}
@@ -202,7 +202,7 @@ class EncoderGenerator(ContextGenerator):
 
     def num_rows(self, num_tokens: int) -> int:
         """See `ContextGenerator.num_rows`."""
-        return math.ceil(self.token_share * num_tokens)
+        return min(num_tokens, max(self.least_tokens, math.ceil(self.token_share * num_tokens)))
 
     @torch.no_grad()
     def remembered(self, keys: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -65,7 +65,7 @@ class GenerativeAdapterMethod:
         self.task_wording = task_wording
         self.training_flops: float | None = training_flops
         if training_flops is None:
-            self.training_flops = model.checkpoint.training.get("flops")
+            self.training_flops = model.checkpoint.training.get("flops") or None
         self.batching = batching
         self._sizes = base_sizes(model.base.model)
 

@@ -224,6 +224,7 @@ def _make_encoder_trainer(
     trainer = EncoderTrainer(
         recipe, base, generator, states, lambda done: describe(recipe, base, trainer, done), progress, processes
     )
+    trainer.progress.flops = None  # not counted for this form
     return trainer
 
 
