@@ -6,14 +6,14 @@
 Measures, with a generator and the real parts:
 
 - contextualising documents of a few lengths, with the base model on `--device`;
-- the bytes of a stored memory in each form, and of its PEFT folder at each rank;
+- the bytes of a stored memory of 512 tokens in each form, and of its adapter's folder at each rank;
 - fetching a memory out of a store (`--store`, else a folder of this machine) and making its adapter, by AdapterFolders;
 - vLLM's OpenAI-compatible server with the plug-in: the latency of a request whose adapter is in a slot of the batch
   (`--max-loras`), in vLLM's cache beside it (`--max-cpu-loras`), on disk only, or made for this request; and answers a
   second of 1, 8 and 32 requests at a time under 1 and 8 adapters.
 
 Every answer has the same number of tokens (`--answer-tokens`, ends are ignored); vLLM's prefix cache is off, so that a
-repeated question costs what a new one costs. Requests come over HTTP from this machine. About 15 minutes on two cores;
+repeated question costs what a new one costs. Requests come over HTTP from this machine. About 20 minutes on two cores;
 `--quick` measures less. vLLM is that of `.venv-vllm`, which `make .venv-vllm/.setup-done` makes.
 """
 
@@ -48,6 +48,7 @@ from vllm_rates import MIN_LORAS, STORE_FORM, summary, timed, vllm_rates
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ROOT / "benchmarks" / "handwritten_facts.jsonl"
+SIZED_TOKENS = 512  # of the document whose memory and adapter are weighed
 
 
 def main() -> None:
@@ -68,6 +69,7 @@ def main() -> None:
         say("contextualising")
         documents = contextualising(model, texts, lengths, 1 if options.quick else 3)
         memories = [model.contextualize(text) for text in texts[:8]]
+        sized = model.contextualize(document(model, texts, SIZED_TOKENS))
         say("stores and folders")
         result: dict[str, Any] = described(model) | {
             "contextualise": {
@@ -75,8 +77,8 @@ def main() -> None:
                 "dtype": str(model.base.dtype).removeprefix("torch."),
                 "documents": documents,
             },
-            "memory_bytes": {form: stored_bytes(memories[0], form, work) for form in MEMORY_DTYPES},
-            **adapter_sizes(model, memories[0], work),
+            "memory_bytes": {form: stored_bytes(sized, form, work) for form in MEMORY_DTYPES},
+            **adapter_sizes(model, sized, work),
             "make_adapter_seconds": making(model, memories, options.store or str(work / "made-of"), work, repeats),
         }
         say("vLLM")
@@ -129,12 +131,10 @@ def contextualising(
     model: GenerativeAdapter, texts: Sequence[str], lengths: Sequence[int], repeats: int
 ) -> list[dict[str, Any]]:
     """Median seconds and tokens/s of documents of about these many tokens."""
-    words = plain_ids(model.base.tokenizer, " ".join(texts))
-    words = words * (1 + max(lengths) // len(words))
     model.contextualize(texts[0])
     rows = []
     for length in lengths:
-        text = str(model.base.tokenizer.decode(words[:length]))
+        text = document(model, texts, length)
         seconds, memory = [], None
         for _ in range(repeats):
             started = time.perf_counter()
@@ -154,6 +154,12 @@ def contextualising(
     return rows
 
 
+def document(model: GenerativeAdapter, texts: Sequence[str], length: int) -> str:
+    """The texts again and again, about so many tokens."""
+    words = plain_ids(model.base.tokenizer, " ".join(texts))
+    return str(model.base.tokenizer.decode((words * (1 + length // len(words)))[:length]))
+
+
 def stored_bytes(memory: ContextMemory, form: str, work: Path) -> int:
     path = work / f"{form}.safetensors"
     memory.save(path, form)
@@ -161,10 +167,10 @@ def stored_bytes(memory: ContextMemory, form: str, work: Path) -> int:
 
 
 def adapter_sizes(model: GenerativeAdapter, memory: ContextMemory, work: Path) -> dict[str, Any]:
-    """Bytes of the PEFT folder at each rank, and the rank that loses nothing."""
+    """Bytes of a folder as `AdapterFolders` makes it at each rank, and the rank that loses nothing."""
     adapter, sizes = model.adapter(memory), {}
     for rank in RANKS:
-        written = save_peft(adapter, work / f"rank-{rank}", model.base.name, rank=rank)
+        written = save_peft(adapter, work / f"rank-{rank}", model.base.name, rank=rank, one_rank=False)
         sizes[str(rank)] = sum(path.stat().st_size for path in written.folder.iterdir())
     return {"adapter_bytes": sizes, "adapter_rank": next(rank for rank in RANKS if rank >= adapter.rank)}
 
