@@ -183,7 +183,7 @@ class ContextMemory:
             dtype: for sums `float64` (the default) keeps every bit, so that documents can be forgotten without a trace
                 later; `bfloat16` and `int8` take about a quarter and an eighth of its bytes and round
                 (docs/architecture.md has the errors). For kept tokens `float64` writes the rows as they are, in
-                float32; `bfloat16` (the default) and `int8`, which has a scale a row, take a half and a quarter of it
+                float32; `bfloat16` (the default) and `int8`, with a scale for 32 numbers, take a half and 0.28 of it
                 and round. Documents can be forgotten exactly from each.
 
         Raises:

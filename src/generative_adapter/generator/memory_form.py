@@ -7,7 +7,8 @@ multiplies by (C + s I)^-1, so what matters is the error in C's weak directions.
 proportion to its largest eigenvalue there, rounding L in proportion to the root of that times the direction's own.
 Square states are rounded as they are.
 
-A state that keeps a row for every token is `[tokens, width]`, float32, and is rounded as it is.
+A state that keeps a row for every token is `[tokens, width]`, float32, and is rounded as it is; in int8 with a scale
+for every 32 numbers of a row, since its parts (a value, a key) differ in size.
 
 Leaves out: files and their headers (`memory_file.py`).
 """
@@ -17,11 +18,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from generative_adapter.errors import DataError
 
 _SHIFT = 1e-3  # of C's mean eigenvalue, added before factorising: the C of a short text has no full rank
+_GROUP = 32  # numbers of a row with one int8 scale
 _NEGATIVE = 1e-5  # of C's largest entry; eigenvalues further below zero than float32 sums leave come of rounding
 
 
@@ -119,8 +122,8 @@ def pack_rows(state: Tensor, dtype: str) -> dict[str, Tensor]:
     """The tensors that stand for a state `[tokens, width]` that keeps a row for every token.
 
     Returns:
-        `rows`: for `float64` the float32 numbers as they are, else rounded; for `int8` also `rows_scale`, one float32
-        factor a row.
+        `rows`: for `float64` the float32 numbers as they are, else rounded; for `int8` also `rows_scale`, float32
+        `[tokens, width / 32 rounded up]`, a factor for every 32 numbers of a row.
 
     Raises:
         DataError: the state holds numbers that the form can't hold, or that aren't finite.
@@ -128,7 +131,13 @@ def pack_rows(state: Tensor, dtype: str) -> dict[str, Tensor]:
     rows = state.detach().cpu().float()
     if dtype == "float64":
         return {"rows": rows}
-    packed = _round("rows", rows, dtype) if torch.isfinite(rows).all() else {}
+    packed = {}
+    if torch.isfinite(rows).all():
+        packed = _round("rows", _grouped(rows) if dtype == "int8" else rows, dtype)
+    if "rows_scale" in packed:
+        groups = -(-rows.shape[1] // _GROUP)
+        packed["rows"] = packed["rows"].view(len(rows), groups * _GROUP)[:, : rows.shape[1]].contiguous()
+        packed["rows_scale"] = packed["rows_scale"].view(len(rows), groups)
     if not packed or not all(torch.isfinite(tensor).all() for tensor in packed.values()):
         raise DataError(f"a state holds numbers that {dtype} can't hold, or that aren't finite; store it as float64")
     return packed
@@ -136,7 +145,11 @@ def pack_rows(state: Tensor, dtype: str) -> dict[str, Tensor]:
 
 def unpack_rows(packed: Mapping[str, Tensor]) -> Tensor:
     """The state that `pack_rows` packed, `[tokens, width]`, float32."""
-    return _unround(packed, "rows", torch.float32)
+    rows, scale = packed["rows"], packed.get("rows_scale")
+    if scale is None:
+        return rows.float()
+    found = _unround({"rows": _grouped(rows), "rows_scale": scale.flatten()}, "rows", torch.float32)
+    return found.view(len(rows), scale.shape[1] * _GROUP)[:, : rows.shape[1]].contiguous()
 
 
 def rows_layout(shape: tuple[int, int], dtype: str) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -144,8 +157,14 @@ def rows_layout(shape: tuple[int, int], dtype: str) -> dict[str, tuple[torch.dty
     number = {"float64": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}[dtype]
     layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {"rows": (number, shape)}
     if dtype == "int8":
-        layout["rows_scale"] = (torch.float32, shape[:1])
+        layout["rows_scale"] = (torch.float32, (shape[0], -(-shape[1] // _GROUP)))
     return layout
+
+
+def _grouped(rows: Tensor) -> Tensor:
+    """Every 32 numbers of a row as a row of their own, the last ones of each filled up with zeros."""
+    groups = -(-rows.shape[1] // _GROUP)
+    return F.pad(rows, (0, groups * _GROUP - rows.shape[1])).view(len(rows) * groups, _GROUP)
 
 
 def _upper(width: int) -> tuple[Tensor, Tensor]:
