@@ -112,6 +112,15 @@ def test_threads_get_the_same_whole_folder(store, folders, memory):
     assert len(found) == 6 and len(set(found)) == 1
 
 
+def test_folders_are_not_padded(store, folders, model, memory):
+    store.put("ann", memory)
+    made, own = folders.adapter("ann"), model.adapter(memory)
+    assert made is not None
+    ranks = {name: factors.rank for name, factors in own.items()}
+    assert {name: factors.rank for name, factors in load_peft(made).items()} == ranks
+    assert set(ranks.values()) - {8}, "8 is the least rank that padding gives"
+
+
 def test_a_damaged_memory_is_told(tmp_path, model):
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "ann.safetensors").write_bytes(b"broken")
