@@ -22,7 +22,7 @@ from generative_adapter.training.encoder.groups import GroupSampler
 from generative_adapter.training.encoder.lookups import SHARPNESS, WordScores, lookup_losses
 from generative_adapter.training.encoder.passages import load_passages, passage, save_passages
 from generative_adapter.training.encoder.passes import pass_losses, question_rows
-from generative_adapter.training.encoder.preparing import lookup_targets, prepared_states, start_block
+from generative_adapter.training.encoder.preparing import FOLDER, lookup_targets, prepared_states, start_block
 from generative_adapter.training.encoder.settings import EncoderTraining
 from generative_adapter.training.encoder.starting import measure_start
 from generative_adapter.training.processes import Processes
@@ -361,12 +361,12 @@ def test_states_of_another_run_are_taken_over(recipe, base, generator, states, t
         # another batch rounds elsewhere in the last bit of bfloat16
         expected, own = fresh.passage_states(number).float(), found.passage_states(number).float()
         torch.testing.assert_close(own, expected, rtol=0.02, atol=0.02)
-        for asked in found.asked[number]:
+        for mine, theirs in zip(found.asked[number], fresh.asked[number], strict=True):
             torch.testing.assert_close(
-                found.lookup_inputs(asked).float(), fresh.lookup_inputs(asked).float(), rtol=0.02, atol=0.02
+                found.lookup_inputs(mine).float(), fresh.lookup_inputs(theirs).float(), rtol=0.02, atol=0.02
             )
             torch.testing.assert_close(
-                found.question_states(asked).float(), fresh.question_states(asked).float(), rtol=0.02, atol=0.02
+                found.question_states(mine).float(), fresh.question_states(theirs).float(), rtol=0.02, atol=0.02
             )
 
 
@@ -379,6 +379,25 @@ def test_a_run_without_lookups_takes_over_states_of_one_with_them(recipe, base, 
     assert len(found.known_questions) == sum(map(len, found.asked))
     for mine, known in zip(found.asked[2], states.asked[2], strict=True):
         assert torch.equal(found.question_states(mine), states.question_states(known))
+
+
+def test_states_are_read_through_two_runs_and_kept_once(recipe, base, generator, states, tmp_path):
+    """A third run reads what the first computed where it is, and says so when it is gone."""
+    between = dataclasses.replace(with_encoder_training(recipe, states_from=recipe.output), output=str(tmp_path / "b"))
+    prepared_states(between, base, generator, Processes("cpu"))
+    last = dataclasses.replace(with_encoder_training(recipe, states_from=between.output), output=str(tmp_path / "c"))
+    found = prepared_states(last, base, generator, Processes("cpu"))
+    assert found.num_bytes == 0 and states.num_bytes > 0
+    assert not list((tmp_path / "c").rglob("*.bf16"))
+    assert found.num_question_tokens == states.num_question_tokens
+    for number in range(len(states.passages)):
+        assert torch.equal(found.passage_states(number), states.passage_states(number))
+        for mine, known in zip(found.asked[number], states.asked[number], strict=True):
+            assert torch.equal(found.lookup_inputs(mine), states.lookup_inputs(known))
+    moved = tmp_path / "b" / FOLDER
+    moved.rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=r"states_from.*no complete states"):
+        prepared_states(last, base, generator, Processes("cpu"))
 
 
 def test_states_that_are_not_there_are_not_taken_over(recipe, base, generator, tmp_path):

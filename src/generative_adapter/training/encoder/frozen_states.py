@@ -38,8 +38,8 @@ class Asked:
     Attributes:
         passage: number of its passage.
         number: number among the passage's questions.
-        first_token: of its ids in the file of question states.
-        first_label: of its answer's tokens in the file of target inputs.
+        first_token: of its ids in the file of question states; nothing where they are read from another folder.
+        first_label: of its answer's tokens in the file of target inputs; likewise.
     """
 
     passage: int
@@ -59,6 +59,8 @@ class FrozenStates:
         targets: linears whose inputs are kept at the tokens before the first labels; may be none.
         num_labels: at most so many labels of an answer are looked up.
         hidden_size: d_h.
+        known: states of the same base model in another folder, open for reading: what it holds of the same passages
+            and questions is read there and has no place in this folder's files.
     """
 
     def __init__(
@@ -70,21 +72,29 @@ class FrozenStates:
         targets: Sequence[TargetShape],
         num_labels: int,
         hidden_size: int,
+        known: FrozenStates | None = None,
     ) -> None:
         self.folder, self.passages = folder, passages
         self.states, self.start_block = tuple(states), start_block
         self.targets, self.num_labels, self.hidden_size = tuple(targets), num_labels, hidden_size
-        self.first_token = np.concatenate([[0], np.cumsum([each.num_tokens for each in passages])])
+        self._known, self._columns = known, slice(None)
+        self.known_passages: dict[int, int] = {}
+        self.known_questions: dict[tuple[int, int], Asked] = {}
+        if known is not None:
+            self._find(known)
+        sizes = [0 if at in self.known_passages else each.num_tokens for at, each in enumerate(passages)]
+        self.first_token = np.concatenate([[0], np.cumsum(sizes)])
         self.asked: list[list[Asked]] = []
-        tokens = labels = 0
+        tokens = labels = self.num_question_tokens = 0
         for index, each in enumerate(passages):
             rows = []
             for number, question in enumerate(each.questions):
                 rows.append(Asked(index, number, tokens, labels))
-                tokens += len(question.ids)
-                labels += min(num_labels, question.num_labels)
+                self.num_question_tokens += len(question.ids)
+                if (index, number) not in self.known_questions:
+                    tokens += len(question.ids)
+                    labels += min(num_labels, question.num_labels)
             self.asked.append(rows)
-        self.num_question_tokens, self.num_looked_up = tokens, labels
         widths = sum(target.in_features for target in targets)
         self._shapes = {
             "passages": (int(self.first_token[-1]), len(self.states) * hidden_size),
@@ -92,67 +102,62 @@ class FrozenStates:
             "lookups": (labels, widths),
         }
         self._files: dict[str, np.memmap[Any, Any]] = {}
-        self.known_passages: set[int] = set()
-        self.known_questions: set[tuple[int, int]] = set()
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all files."""
+        """Bytes of this folder's files."""
         return sum(2 * rows * columns for rows, columns in self._shapes.values())
 
     def open(self, mode: Literal["r", "r+", "w+"] = "r") -> None:
         """Maps the files; with mode `w+` they are made anew, with `r+` they can be written to."""
         for name, shape in self._shapes.items():
             if 0 in shape:
-                continue  # no target's inputs are kept
+                continue  # no target's inputs are kept, or all states are read from another folder
             self._files[name] = np.memmap(self.folder / f"{name}.bf16", np.int16, mode, shape=shape)
 
     def passage_states(self, index: int) -> Tensor:
         """The states of a passage's tokens, of all chunks behind one another, `[tokens, states * d_h]`, bfloat16."""
+        there = self.known_passages.get(index)
+        if there is not None and self._known is not None:
+            found = self._known.passage_states(there)
+            blocks = found.view(len(found), -1, self.hidden_size)
+            return blocks[:, self._columns].reshape(len(found), -1)
         return self._read("passages", int(self.first_token[index]), int(self.first_token[index + 1]))
 
     def question_states(self, asked: Asked) -> Tensor:
         """A question's tokens as they enter the start block, `[tokens, d_h]`, bfloat16."""
+        there = self.known_questions.get((asked.passage, asked.number))
+        if there is not None and self._known is not None:
+            return self._known.question_states(there)
         length = len(self.passages[asked.passage].questions[asked.number].ids)
         return self._read("questions", asked.first_token, asked.first_token + length)
 
     def lookup_inputs(self, asked: Asked) -> Tensor:
         """Inputs of all kept targets at the tokens before the first labels, `[labels, d_in of all]`, bfloat16."""
+        there = self.known_questions.get((asked.passage, asked.number))
+        if there is not None and self._known is not None:
+            return self._known.lookup_inputs(there)
         question = self.passages[asked.passage].questions[asked.number]
         stop = asked.first_label + min(self.num_labels, question.num_labels)
         return self._read("lookups", asked.first_label, stop)
 
-    def take_over(self, other: FrozenStates, write: bool = True) -> None:
-        """Copies what another folder holds of the same passages and questions; `fill` leaves that out.
-
-        Args:
-            other: open for reading, of the same base model.
-            write: False only notes what `fill` may leave out, where another process writes it.
-        """
-        same_states = set(self.states) <= set(other.states)
-        same_lookups = not self.targets or (self.targets, self.num_labels) == (other.targets, other.num_labels)
-        same_questions = self.start_block == other.start_block and same_lookups
-        numbers = {each.chunks: number for number, each in enumerate(other.passages)}
-        columns = [other.states.index(state) for state in self.states] if same_states else []
-        asked_there: dict[tuple[int, ...], Asked] = {}
-        if same_questions:
-            for each in other.asked:
-                asked_there |= {other.passages[one.passage].questions[one.number].ids: one for one in each}
-        for number, each in enumerate(self.passages):
-            there = numbers.get(each.chunks)
-            if same_states and there is not None:
-                self.known_passages.add(number)
-                if write:
-                    blocks = other.passage_states(there).view(each.num_tokens, -1, self.hidden_size)
-                    self._write("passages", int(self.first_token[number]), blocks[:, columns].flatten(1))
-            for asked in self.asked[number]:
-                one = asked_there.get(each.questions[asked.number].ids)
-                if one is not None:
-                    self.known_questions.add((number, asked.number))
-                if one is not None and write:
-                    self._write("questions", asked.first_token, other.question_states(one))
-                    if self.targets:
-                        self._write("lookups", asked.first_label, other.lookup_inputs(one))
+    def _find(self, known: FrozenStates) -> None:
+        """Notes what another folder holds of the same passages and questions; `fill` leaves that out."""
+        if set(self.states) <= set(known.states):
+            numbers = {each.chunks: number for number, each in enumerate(known.passages)}
+            self._columns = [known.states.index(state) for state in self.states]
+            found = [(at, numbers.get(each.chunks)) for at, each in enumerate(self.passages)]
+            self.known_passages = {at: there for at, there in found if there is not None}
+        same_lookups = not self.targets or (self.targets, self.num_labels) == (known.targets, known.num_labels)
+        if self.start_block != known.start_block or not same_lookups:
+            return
+        asked: dict[tuple[int, ...], Asked] = {}
+        for passage, each in zip(known.passages, known.asked, strict=True):
+            asked |= {question.ids: one for question, one in zip(passage.questions, each, strict=True)}
+        for at, passage in enumerate(self.passages):
+            for number, question in enumerate(passage.questions):
+                if question.ids in asked:
+                    self.known_questions[at, number] = asked[question.ids]
 
     def _read(self, name: str, start: int, stop: int) -> Tensor:
         return torch.from_numpy(np.array(self._files[name][start:stop])).view(torch.bfloat16)

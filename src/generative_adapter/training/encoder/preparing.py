@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +59,8 @@ def prepared_states(
     processes.wait()
     passages = load_passages(path, digest)
     assert passages is not None
+    other = recipe.encoder_training.states_from
+    known = None if other is None else _states_there(base, Path(other) / FOLDER, generator.hidden_size)
     states = FrozenStates(
         folder,
         passages,
@@ -66,6 +69,7 @@ def prepared_states(
         lookup_targets(recipe, generator) if recipe.encoder_training.lookup_steps else (),
         recipe.encoder_training.lookup_labels,
         generator.hidden_size,
+        known,
     )
     wanted = {
         "digest": digest,
@@ -74,6 +78,7 @@ def prepared_states(
         "targets": [target.name for target in states.targets],
         "num_labels": states.num_labels,
         "base": base.fingerprint,
+        "read_from": None if known is None else os.path.relpath(known.folder, folder),
     }
     done = folder / _DONE
     if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == wanted:
@@ -85,10 +90,6 @@ def prepared_states(
         states.open("w+")
     processes.wait()
     states.open("r+")
-    if recipe.encoder_training.states_from is not None:
-        known = _states_there(base, Path(recipe.encoder_training.states_from) / FOLDER, generator.hidden_size)
-        states.take_over(known, write=processes.is_first)
-        processes.wait()
     states.fill(base, processes.rank, processes.size, progress)
     processes.wait()
     if processes.is_first:
@@ -160,7 +161,7 @@ def lookup_targets(recipe: TrainingRecipe, generator: EncoderGenerator) -> list[
 
 
 def _states_there(base: BaseModel, folder: Path, hidden_size: int) -> FrozenStates:
-    """The states that another run of the same base model computed.
+    """The states that another run of the same base model computed, or reads from a third one.
 
     Raises:
         ConfigError: when the folder holds none, or those of another base model.
@@ -173,10 +174,13 @@ def _states_there(base: BaseModel, folder: Path, hidden_size: int) -> FrozenStat
         raise ConfigError(f"encoder_training.states_from: the states in {folder} are of another base model")
     passages = load_passages(folder / "passages.json", kind["digest"])
     assert passages is not None
+    known = None
+    if kind.get("read_from") is not None:
+        known = _states_there(base, Path(os.path.normpath(folder / kind["read_from"])), hidden_size)
     linears = {each.name: each for each in all_linears(base.model, range(len(find_blocks(base.model)[1])))}
     targets = [linears[name] for name in kind["targets"]]
     states = FrozenStates(
-        folder, passages, kind["states"], kind["start_block"], targets, kind["num_labels"], hidden_size
+        folder, passages, kind["states"], kind["start_block"], targets, kind["num_labels"], hidden_size, known
     )
     states.open()
     return states

@@ -15,7 +15,7 @@ class EncoderTraining:
         passages: contexts drawn from the sources before training; the states that the frozen base model gives them and
             their questions are kept on disk, so every one of them can be trained on many times.
         states_from: folder of another run of the same base model; what it knows of the same passages and questions is
-            copied, not computed again.
+            read there, so it has to stay, and not computed again.
         lookup_layers: blocks whose targets look words up from the start: lookups are learned on frozen states first,
             and their reads say the words they find. Where units take tokens, theirs do so instead.
         lookup_labels: tokens of an answer that are looked up.
