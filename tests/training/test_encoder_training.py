@@ -312,6 +312,8 @@ def test_start_takes_words_and_input_sizes_from_the_base_model(recipe, base, sta
         ("encoder_training.source_shares=[-1]", "source_shares"),
         ("encoder_training.source_shares=[0]", "source_shares"),
         ("encoder_training.source_shares=[1, 1]", "source_shares"),
+        ("encoder_training.dropped_shares=[1]", "dropped_shares"),
+        ("encoder_training.dropped_shares=[0, 0.5]", "dropped_shares"),
     ],
 )
 def test_a_wrong_recipe_is_told(recipe_path, override, message):

@@ -163,11 +163,13 @@ class TrainingRecipe:
             self.lookup_weight == 0 or self.generator.normalization == "ridge",
             f"lookup_weight needs generator.normalization: ridge, not {self.generator.normalization}",
         )
-        require(
-            len(self.encoder_training.source_shares) in (0, len(self.sources)),
-            f"encoder_training.source_shares must hold one number for each of the {len(self.sources)} sources, got "
-            f"{list(self.encoder_training.source_shares)}",
-        )
+        for name in ("source_shares", "dropped_shares"):
+            shares = getattr(self.encoder_training, name)
+            require(
+                len(shares) in (0, len(self.sources)),
+                f"encoder_training.{name} must hold one number for each of the {len(self.sources)} sources, got "
+                f"{list(shares)}",
+            )
         require(0 <= self.decay_share <= 1, f"decay_share must lie in 0..1, got {self.decay_share}")
         require(len(self.adam_betas) == 2, f"adam_betas must be two numbers, got {list(self.adam_betas)}")
 

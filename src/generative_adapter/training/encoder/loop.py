@@ -28,6 +28,7 @@ from generative_adapter.training.encoder.lookups import WordScores, lookup_losse
 from generative_adapter.training.encoder.optimizer import make_optimizer
 from generative_adapter.training.encoder.passes import PassLosses, pass_losses, question_rows
 from generative_adapter.training.encoder.preparing import lookup_targets
+from generative_adapter.training.encoder.question_loss import kept_questions, question_loss
 from generative_adapter.training.optimizers import CombinedOptimizer
 from generative_adapter.training.processes import Processes
 from generative_adapter.training.recipe import TrainingRecipe
@@ -169,7 +170,9 @@ class EncoderTrainer(SteppedTraining):
         found = self._pass(rows, self._memories(groups))
         progress = (step - settings.lookup_steps) / settings.position_steps
         position_weight = settings.position_weight * max(0.1, 1 - 0.9 * progress)
-        loss = _by_question(found.answers, found.question) + position_weight * _mean(found.places)
+        counted = kept_questions(found.answers, found.question, found.sources, settings.dropped_shares)
+        loss = question_loss(found.answers, found.question, counted)
+        loss = loss + position_weight * _mean(found.places[counted[found.place_question]])
         loss = loss + settings.kept_weight * _mean(found.kept)
         num_questions = int(found.question.max()) + 1
         read = self._num_passage_tokens(groups)
@@ -237,7 +240,7 @@ class EncoderTrainer(SteppedTraining):
         for strength in _STRENGTHS:
             self._set_strength(strength)
             found = self._pass(rows, memories)
-            losses.append(_by_question(found.answers, found.question).item())
+            losses.append(question_loss(found.answers, found.question).item())
             logger.info("word strength %s: answer loss %.3f", strength, losses[-1])
         best = _STRENGTHS[min(range(len(losses)), key=losses.__getitem__)]
         self._set_strength(best)
@@ -287,13 +290,6 @@ class EncoderTrainer(SteppedTraining):
             assert parameter.grad is not None
             parameter.grad.copy_(flat[at : at + parameter.numel()].view_as(parameter))
             at += parameter.numel()
-
-
-def _by_question(losses: Tensor, question: Tensor) -> Tensor:
-    """Mean over tokens, each weighted by its answer's length to the power -1/2: long answers count somewhat more."""
-    counts = torch.bincount(question).to(losses)
-    weights = counts.rsqrt()[question]
-    return (losses * weights).sum() / weights.sum()
 
 
 def _mean(values: Tensor) -> Tensor:

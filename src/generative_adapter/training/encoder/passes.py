@@ -58,14 +58,18 @@ class PassLosses:
         answers: -log P of each answer token, `[answer tokens]`, with gradients.
         correct: whether it was the likeliest, `[answer tokens]`.
         question: number of the question each belongs to, `[answer tokens]`.
+        sources: of each question, `[questions]`.
         places: -log of the weight at the right tokens of the context, `[found]`, with gradients.
+        place_question: number of the question each of these belongs to, `[found]`.
         kept: divergence from the base model on unrelated text, a token, `[kept tokens]`, with gradients.
     """
 
     answers: Tensor
     correct: Tensor
     question: Tensor
+    sources: Tensor
     places: Tensor
+    place_question: Tensor
     kept: Tensor
 
 
@@ -207,11 +211,14 @@ def pass_losses(
     asked_for = sum(queries.values(), torch.zeros((), device=device))
     if unit_queries:
         asked_for = torch.stack(unit_queries).mean(0)
+    places, found = _place_losses(states, rows, memories, asked_for)
     return PassLosses(
         cross_entropy(answer_logits, labels),
         (answer_logits.detach().argmax(-1) == labels),
         question,
-        _place_losses(states, rows, memories, asked_for),
+        torch.tensor([states.passages[asked.passage].source for asked in numbers], device=device),
+        places,
+        question[found],
         kept,
     )
 
@@ -233,13 +240,20 @@ def _divergence(logits: Tensor, plain: Tensor) -> Tensor:
     return F.kl_div(own, before, log_target=True, reduction="none").sum(-1)
 
 
-def _place_losses(states: FrozenStates, rows: QuestionRows, memories: Sequence[GroupMemory], queries: Tensor) -> Tensor:
-    """-log of the softmax of a lookup's weights at the right tokens, of every answer token that stands in its text."""
+def _place_losses(
+    states: FrozenStates, rows: QuestionRows, memories: Sequence[GroupMemory], queries: Tensor
+) -> tuple[Tensor, list[int]]:
+    """-log of the softmax of a lookup's weights at the right tokens, of every answer token that stands in its text.
+
+    Returns:
+        the losses, and the number of the answer token of each.
+    """
     places: Mapping[int, list[int]]
     answer_rows = rows.supervised.nonzero()[:, 0][rows.labels >= 0]
     owners = rows.owners[answer_rows]
     asked = [each for each in rows.questions if each is not None]
-    losses = []
+    losses: list[Tensor] = []
+    tokens: list[int] = []
     for at, memory in enumerate(memories):
         chosen = []
         places = {}
@@ -251,10 +265,11 @@ def _place_losses(states: FrozenStates, rows: QuestionRows, memories: Sequence[G
                 chosen.append(index)
         if not chosen:
             continue
+        tokens += chosen
         weights = (queries[torch.tensor(chosen)] @ memory.inverse) @ memory.keys.mT
         right = torch.zeros_like(weights, dtype=torch.bool)
         for row, own in places.items():
             right[row, own] = True
         scores = SHARPNESS * weights
         losses.append(scores.logsumexp(-1) - scores.masked_fill(~right, -torch.inf).logsumexp(-1))
-    return torch.cat(losses) if losses else queries.new_zeros(0)
+    return (torch.cat(losses) if losses else queries.new_zeros(0)), tokens

@@ -32,6 +32,8 @@ class EncoderTraining:
         alike_share: part of the groups whose passages are alike, as the parts of one document are; the others hold any.
         source_shares: how often a group is made around a passage of each source, relative to the others; empty: as
             often as there are passages of it.
+        dropped_shares: of each source the part of a pass's questions that counts nothing, those with the largest loss:
+            for sources in which many questions have a wrong answer; empty: none of any.
         rows: rows of `row_tokens` tokens of questions in a pass.
         kept_rows: rows of unrelated text in a pass, whose next-token probabilities are to stay.
         kept_weight: weight of the divergence there.
@@ -54,6 +56,7 @@ class EncoderTraining:
     group_shares: tuple[float, ...] = (0.35, 0.4, 0.15, 0.1)
     alike_share: float = 0.5
     source_shares: tuple[float, ...] = ()
+    dropped_shares: tuple[float, ...] = ()
     rows: int = 12
     kept_rows: int = 2
     kept_weight: float = 1.0
@@ -78,6 +81,10 @@ class EncoderTraining:
             not self.source_shares or (min(self.source_shares) >= 0 and sum(self.source_shares) > 0),
             f"{where}.source_shares must be numbers of which none is negative, one a source, got "
             f"{list(self.source_shares)}",
+        )
+        require(
+            all(0 <= share < 1 for share in self.dropped_shares),
+            f"{where}.dropped_shares must lie in [0, 1), one a source, got {list(self.dropped_shares)}",
         )
         require(
             len(self.group_passages) == len(self.group_shares) > 0

@@ -1,0 +1,50 @@
+"""The loss of questions, and which of them loss truncation leaves out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from generative_adapter.training.encoder.question_loss import kept_questions, question_loss
+from generative_adapter.training.run import run_training
+from metric_lines import training_lines
+
+LOSSES = torch.tensor([1.0, 3.0, 5.0, 0.5, 4.0, 9.0])
+QUESTION = torch.tensor([0, 0, 1, 2, 3, 4])
+
+
+def test_tokens_weigh_as_the_root_of_their_answers_length():
+    root = 0.5**0.5
+    expected = (root * 4 + 5 + 0.5 + 4 + 9) / (2 * root + 4)
+    assert question_loss(LOSSES, QUESTION).item() == pytest.approx(expected)
+
+
+def test_questions_left_out_count_nothing():
+    kept = torch.tensor([True, False, True, False, False])
+    root = 0.5**0.5
+    assert question_loss(LOSSES, QUESTION, kept).item() == pytest.approx((root * 4 + 0.5) / (2 * root + 1))
+    losses = LOSSES.clone().requires_grad_()
+    question_loss(losses, QUESTION, kept).backward()
+    assert losses.grad is not None and losses.grad.nonzero().squeeze(1).tolist() == [0, 1, 3]
+    assert question_loss(LOSSES, QUESTION, torch.zeros(5, dtype=torch.bool)).item() == 0
+
+
+def test_the_hardest_questions_of_a_source_are_dropped():
+    """Means of the questions are 2, 5, 0.5, 4 and 9; sources 0: 0, 1, 3 and 1: 2, 4."""
+    sources = torch.tensor([0, 0, 1, 0, 1])
+    kept = kept_questions(LOSSES, QUESTION, sources, (0.34, 0.5))
+    assert kept.tolist() == [True, False, True, True, False]
+    assert kept_questions(LOSSES, QUESTION, sources, (0.3,)).all(), "less than one question of three"
+    assert kept_questions(LOSSES, QUESTION, sources, (0.7,)).tolist() == [True, False, True, False, True]
+    assert kept_questions(LOSSES, QUESTION, sources, ()).all()
+
+
+def test_a_run_leaves_them_out(recipe_path, tmp_path):
+    losses = []
+    for share in (0.0, 0.6):
+        folder = tmp_path / str(share)
+        settings = ["num_steps=1", "encoder_training.lookup_steps=0", "log_steps=1", "encoder_training.kept_weight=0"]
+        run_training(recipe_path, [*settings, f"encoder_training.dropped_shares=[{share}]"], output=folder)
+        losses.append(training_lines(folder)[0])
+    assert losses[1]["loss"] < losses[0]["loss"] - 0.01
+    assert losses[1]["answer_loss"] == pytest.approx(losses[0]["answer_loss"])
