@@ -49,7 +49,9 @@ def parser_for(description: str, what: str, per_step: int) -> argparse.ArgumentP
         per_step: examples of a step unless told.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--base", type=Path, required=True, help="folder of the base model (`save_base_model`)")
+    parser.add_argument(
+        "--base", type=Path, required=True, help="folder of the base model (`genadapter export --base`)"
+    )
     parser.add_argument("--output", type=Path, required=True, help=f"folder of the {what}")
     parser.add_argument("--max-seconds", type=float, default=1500)
     parser.add_argument("--per-step", type=int, default=per_step, help="examples of a step, of all processes")

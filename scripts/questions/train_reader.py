@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 2 scripts/questions/train_reader.py --base BASE_FOLDER --output runs/reader \
         ../shared/data/squad/train-subset-v1.1.json.zst runs/conversation-questions.jsonl
 
-BASE_FOLDER is a plain Hugging Face model (`save_base_model` writes one of the embedded base model). How it is trained:
+BASE_FOLDER is a plain Hugging Face model (`genadapter export --base` writes one). How it is trained:
 `timed_tuning`. The prompt is the wording "question and answer" of `genadapter eval`, so that the result is a baseline:
 `genadapter eval document-qa --base-model runs/reader --methods full-context-cached`. All questions about a text stand
 behind it, one after the other, each with its answer, in another order in every epoch; the first of them is answered as

@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 2 scripts/questions/train_writer.py --base BASE_FOLDER --output runs/question-writer \
         --squad ../shared/data/squad/train-subset-v1.1.json.zst --max-seconds 1500
 
-BASE_FOLDER is a plain Hugging Face model (`save_base_model` writes one of the embedded base model). How it is trained:
+BASE_FOLDER is a plain Hugging Face model (`genadapter export --base` writes one). How it is trained:
 `timed_tuning`. `write_questions.py` uses the result.
 """
 
