@@ -1,4 +1,4 @@
-"""Starting a generator with an encoder from another one: narrower keys and values."""
+"""Starting a generator with an encoder from another one: narrower keys and values, further layers and ranks."""
 
 from __future__ import annotations
 
@@ -49,6 +49,33 @@ def test_narrower_keys_and_values_say_about_the_same(recipe_path, tmp_path, base
         reads.append(each[name].read(inputs, memory.normalized.unsqueeze(0), each.word_directions).flatten())
     assert float(F.cosine_similarity(*reads, dim=0)) > 0.6
     assert 0.4 < float(reads[1].norm() / reads[0].norm()) < 1.5  # about as loud, though keys were made larger
+
+
+def test_further_layers_and_ranks_change_nothing_at_first(recipe_path, tmp_path, base):
+    first = run_training(recipe_path, FIRST, output=tmp_path / "first")
+    larger = [*ONE_STEP, f"initial_generator={first.generator}", "learning_rate=1e-12", "weight_decay=0"]
+    larger += ["generator.encoder.layers=4", "generator.encoder.constant_rank=5"]
+    second = run_training(recipe_path, larger, output=tmp_path / "second")
+    before, after = loaded(first, base), loaded(second, base)
+    assert len(after.encoder.layers) == 4 and len(before.encoder.layers) == 2
+    hidden = {layer: torch.randn(1, 9, before.hidden_size) for layer in before.layers}
+    for own, old in zip(after.keys_and_values(hidden), before.keys_and_values(hidden), strict=True):
+        torch.testing.assert_close(own, old, rtol=1e-3, atol=1e-3)
+    assert before.constant is not None and after.constant is not None
+    wider, narrower = after.constant.adapter(), before.constant.adapter()
+    assert wider.keys() == narrower.keys()
+    assert any(float(each.delta().abs().max()) > 1e-3 for each in narrower.values())
+    for name, factors in wider.items():
+        assert factors.down.shape[0] == 5 and bool((factors.down.norm(dim=1) > 0.1).all())
+        torch.testing.assert_close(factors.delta(), narrower[name].delta(), rtol=1e-3, atol=1e-4)
+
+
+def test_fewer_layers_or_ranks_are_no_start(recipe_path, tmp_path):
+    first = run_training(recipe_path, ["num_steps=1", "encoder_training.lookup_steps=0"], output=tmp_path / "first")
+    for override in ("generator.encoder.layers=1", "generator.encoder.constant_rank=1"):
+        with pytest.raises(CheckpointError):
+            again = [*ONE_STEP, f"initial_generator={first.generator}", override]
+            run_training(recipe_path, again, output=tmp_path / override)
 
 
 @pytest.mark.parametrize("override", ["generator.state_dim=17", "generator.rank=13"])

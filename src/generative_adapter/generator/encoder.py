@@ -79,6 +79,7 @@ class EncoderLayer(nn.Module):
         self.feed_forward_down = nn.Linear(2 * width, width)
         nn.init.zeros_(self.attention_output.weight)
         nn.init.zeros_(self.feed_forward_down.weight)
+        nn.init.zeros_(self.feed_forward_down.bias)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """The tokens after the layer, `[batch, tokens, width]` as they came; see `ContextEncoder.forward`."""

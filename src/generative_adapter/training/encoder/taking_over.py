@@ -42,8 +42,9 @@ def take_over(
 ) -> None:
     """Copies what a generator file knows into a new generator of the same encoder.
 
-    Targets, constant parts and units that only one of the two has stay as they are new, or are left out. Wider keys and
-    values are narrowed; with new units and inputs of their gates among the states, `fit_unit_queries` follows.
+    Targets, constant parts and units that only one of the two has stay as they are new, or are left out; so do further
+    layers of the encoder and further ranks of the constant part, which change nothing at first. Wider keys and values
+    are narrowed; with new units and inputs of their gates among the states, `fit_unit_queries` follows.
 
     Args:
         generator: a new one, after `measure_start`.
@@ -69,12 +70,25 @@ def take_over(
         tensors = _narrowed(tensors, generator, other, states, embeddings)
     own = generator.named_weights()
     shared = ("encoder.", "memory.")  # of every generator with an encoder: what differs there is told, not left out
-    fresh = [name for name in own if name not in tensors and not name.startswith(shared)]
+    further = tuple(f"encoder.layers.{at}." for at in range(len(other.encoder.layers), len(generator.encoder.layers)))
+    new_parts = [name for name in own if not name.startswith(shared) or name.startswith(further)]
+    fresh = [name for name in new_parts if name not in tensors]
+    tensors = {name: _with_further_ranks(name, tensor, own.get(name)) for name, tensor in tensors.items()}
     known = {name: tensor for name, tensor in tensors.items() if name in own or name.startswith(shared)}
     load_weights(generator, known, str(path), may_lack=tuple(fresh))
     logger.info("%d tensors from %s, %d new ones", len(known), path, len(fresh))
     if generator.keeps_tokens and not other.keeps_tokens and _has_gate_inputs(generator, states):
         fit_unit_queries(generator, states, embeddings)
+
+
+def _with_further_ranks(name: str, tensor: Tensor, own: Tensor | None) -> Tensor:
+    """A factor of the constant part, with the rows of a new one of higher rank, or columns of zeros."""
+    if own is not None and name.endswith(".constant_down"):
+        return torch.cat([tensor, own.detach()[len(tensor) :].to(tensor)])
+    if own is not None and name.endswith(".constant_up"):
+        further = max(0, own.shape[1] - tensor.shape[1])
+        return torch.cat([tensor, tensor.new_zeros(len(tensor), further)], dim=1)
+    return tensor
 
 
 def _narrowed(
