@@ -48,3 +48,16 @@ def test_a_run_leaves_them_out(recipe_path, tmp_path):
         losses.append(training_lines(folder)[0])
     assert losses[1]["loss"] < losses[0]["loss"] - 0.01
     assert losses[1]["answer_loss"] == pytest.approx(losses[0]["answer_loss"])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.6])
+def test_their_places_are_left_out_too(recipe_path, tmp_path, share):
+    """What the place loss adds is the mean over all questions only where none is dropped."""
+    lines = []
+    for weight in (0, 2):
+        settings = ["num_steps=1", "encoder_training.lookup_steps=0", "log_steps=1", "encoder_training.kept_weight=0"]
+        settings += [f"encoder_training.dropped_shares=[{share}]", f"encoder_training.position_weight={weight}"]
+        run_training(recipe_path, settings, output=tmp_path / str(weight))
+        lines.append(training_lines(tmp_path / str(weight))[0])
+    added = (lines[1]["loss"] - lines[0]["loss"]) / 2
+    assert (added == pytest.approx(lines[1]["place_loss"], rel=1e-4)) == (share == 0)
