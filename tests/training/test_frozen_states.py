@@ -120,7 +120,16 @@ def test_states_are_read_through_two_runs_and_kept_once(recipe, base, generator,
         prepared_states(last, base, generator, Processes("cpu"))
 
 
+def test_a_run_that_has_all_states_needs_no_others(recipe, base, generator, states, tmp_path, monkeypatch):
+    """Also one of before states were read where they are: its folder holds copies, and says nothing of the other's."""
+    monkeypatch.setattr("generative_adapter.training.encoder.frozen_states.capture_block_inputs", None)
+    again = with_encoder_training(recipe, states_from=str(tmp_path / "deleted"))
+    found = prepared_states(again, base, generator, Processes("cpu"))
+    assert found.num_bytes == states.num_bytes
+    assert torch.equal(found.passage_states(3), states.passage_states(3))
+
+
 def test_states_that_are_not_there_are_not_read(recipe, base, generator, tmp_path):
-    other = with_encoder_training(recipe, states_from=str(tmp_path / "nowhere"))
+    other = with_encoder_training(recipe, passages=25, states_from=str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match=r"states_from.*no complete states"):
         prepared_states(other, base, generator, Processes("cpu"))

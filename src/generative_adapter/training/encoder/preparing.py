@@ -59,29 +59,27 @@ def prepared_states(
     processes.wait()
     passages = load_passages(path, digest)
     assert passages is not None
-    other = recipe.encoder_training.states_from
-    known = None if other is None else _states_there(base, Path(other) / FOLDER, generator.hidden_size)
-    states = FrozenStates(
-        folder,
-        passages,
-        generator.layers[1:],
-        start_block(recipe, generator),
-        lookup_targets(recipe, generator) if recipe.encoder_training.lookup_steps else (),
-        recipe.encoder_training.lookup_labels,
-        generator.hidden_size,
-        known,
-    )
+    start, other = start_block(recipe, generator), recipe.encoder_training.states_from
+    targets = lookup_targets(recipe, generator) if recipe.encoder_training.lookup_steps else ()
+    num_labels = recipe.encoder_training.lookup_labels
     wanted = {
         "digest": digest,
-        "states": list(states.states),
-        "start_block": states.start_block,
-        "targets": [target.name for target in states.targets],
-        "num_labels": states.num_labels,
+        "states": list(generator.layers[1:]),
+        "start_block": start,
+        "targets": [target.name for target in targets],
+        "num_labels": num_labels,
         "base": base.fingerprint,
-        "read_from": None if known is None else os.path.relpath(known.folder, folder),
     }
     done = folder / _DONE
-    if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == wanted:
+    there = json.loads(done.read_text(encoding="utf-8")) if done.is_file() else None
+    known = None
+    if other is not None and there != wanted:  # else the folder holds all states itself
+        known = _states_there(base, Path(other) / FOLDER, generator.hidden_size)
+        wanted["read_from"] = os.path.relpath(known.folder, folder)
+    states = FrozenStates(
+        folder, passages, generator.layers[1:], start, targets, num_labels, generator.hidden_size, known
+    )
+    if there == wanted:
         states.open()
         return states
     processes.wait()
