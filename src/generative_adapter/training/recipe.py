@@ -67,6 +67,7 @@ class TrainingRecipe:
             prompt; beyond the paper. 0: none.
         distillation_top_k: tokens of largest probability that this divergence is taken over.
         checkpoint_seconds: time between checkpoints.
+        keep_checkpoints: how many of them stay, the newest; more than one can be averaged (docs/training.md).
         evaluation_steps: steps between held-out evaluations; 0: none but the last.
         evaluation_contexts: held-out contexts of each source in an evaluation.
         log_steps: steps between lines in metrics.jsonl.
@@ -110,6 +111,7 @@ class TrainingRecipe:
     distillation_weight: float = 0.0
     distillation_top_k: int = 16
     checkpoint_seconds: float = 180.0
+    keep_checkpoints: int = 2
     evaluation_steps: int = 200
     evaluation_contexts: int = 32
     log_steps: int = 10
@@ -153,6 +155,7 @@ class TrainingRecipe:
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("learning_rate", "gradient_clip", "checkpoint_seconds"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        require(self.keep_checkpoints > 0, f"keep_checkpoints must be positive, got {self.keep_checkpoints}")
         require(self.num_epochs is None or self.num_epochs > 0, f"num_epochs must be positive, got {self.num_epochs}")
         require(self.memory_rate >= 0, f"memory_rate must not be negative, got {self.memory_rate}")
         require(

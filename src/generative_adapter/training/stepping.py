@@ -163,7 +163,8 @@ class SteppedTraining(ABC):
         if not self.processes.is_first:
             return
         described, progress = self._describe(self.progress), vars(self.progress)
-        path = save_checkpoint(self._output, described, self.optimizer, progress, extra=self._extra())
+        keep = self.recipe.keep_checkpoints
+        path = save_checkpoint(self._output, described, self.optimizer, progress, keep, self._extra())
         logger.info("checkpoint %s", path)
 
     def _training_line(self) -> dict[str, Any]:

@@ -72,7 +72,8 @@ class EncoderTrainer(SteppedTraining):
         assert isinstance(head, nn.Embedding)
         self._embeddings = head.weight.detach().cpu()
         self._settings = recipe.encoder_training
-        self.sampler = GroupSampler(states, self._embeddings, self._settings, recipe.seed)
+        self._seed = recipe.seed + self._settings.group_seed
+        self.sampler = GroupSampler(states, self._embeddings, self._settings, self._seed)
         self._lookup_targets = lookup_targets(recipe, generator)
         self._norms = find_plain_norms(base.model)
         self._scores: WordScores | None = None
@@ -164,7 +165,7 @@ class EncoderTrainer(SteppedTraining):
     def _pass_step(self, step: int) -> tuple[Tensor, dict[str, float]]:
         settings = self._settings
         groups = self.sampler.groups(step, self.processes.rank, self._questions_of_a_pass)
-        rng = random.Random(f"kept/{self.recipe.seed}/{step}/{self.processes.rank}")
+        rng = random.Random(f"kept/{self._seed}/{step}/{self.processes.rank}")
         kept = [rng.choice(self.sampler.train) for _ in range(settings.kept_rows)]
         rows = question_rows(self.states, groups, self.recipe.row_tokens, settings.rows, kept, rng)
         found = self._pass(rows, self._memories(groups))
