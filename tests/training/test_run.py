@@ -116,6 +116,13 @@ def test_resuming_gives_the_same_weights_bit_for_bit(
     assert result.evaluation == uninterrupted[1].evaluation
 
 
+def test_as_many_checkpoints_stay_as_the_recipe_asks_for(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    run_training(write_recipe(checkpoint_seconds=1e-9, keep_checkpoints=5, num_steps=9))
+    assert [int(path.name.split("-")[1]) for path in list_checkpoints(tmp_path / "run")] == [5, 6, 7, 8, 9]
+    with pytest.raises(ConfigError, match="keep_checkpoints must be positive"):
+        run_training(write_recipe(keep_checkpoints=0))
+
+
 def test_max_seconds_stops_with_a_checkpoint(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
     recipe = write_recipe(num_steps=100_000, evaluation_steps=0)
     started = time.monotonic()

@@ -26,8 +26,8 @@ class EncoderTraining:
         position_weight: weight of finding the token of the context that an answer's token is read from, beside saying
             it, in the steps through the base model.
         word_strength: with which the words found are said when the steps through the base model start.
-        group_seed: added to the run's seed where groups and kept rows are drawn, so that a run on the passages of another
-            sees them in other groups and in another order.
+        group_seed: added to the run's seed where groups and kept rows are drawn, so that a run on the passages of
+            another sees them in other groups and in another order.
         group_passages: numbers of passages that may share a memory; every step takes one of them, so that memories of
             short and long texts are trained side by side.
         group_shares: how often each of these numbers is taken, relative to the others.
