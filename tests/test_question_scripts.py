@@ -111,3 +111,58 @@ def test_questions_of_conversations_are_asked_of_the_sessions_that_answer_them(t
         ("Session 2\nSpeaker 2: I am 33.\nSpeaker 1: So old!", [("How old is Speaker 2?", ("33",))]),
     ]
     assert "2 sessions, 2 questions" in capsys.readouterr().out
+
+
+def test_written_questions_stay_if_a_reader_answers_them_alike(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    module = script("filter_questions")
+    answers = {"When?": "in 1912", "Who?": "Ann", "What?": "", "How many kinds?": "40 kinds"}
+    asked = []
+
+    def read(pairs):
+        asked.extend(pairs)
+        return [answers[question] for _, question in pairs]
+
+    def row(title, *pairs):
+        qa = [{"question": question, "answers": [answer]} for question, answer in pairs]
+        return {"context": PASSAGE, "title": title, "qa": qa}
+
+    rows = [
+        row("first", ("When?", "1912"), ("Who?", "Goran"), ("How many kinds?", "40 kinds")),
+        row("second", ("What?", "flour")),
+        row("third", ("Who?", "Ann")),
+    ]
+    kept = module.answered(rows, read, 0.6)
+    assert asked == [(PASSAGE, question) for question in ("When?", "Who?", "How many kinds?", "What?", "Who?")]
+    assert kept == [row("first", ("When?", "1912"), ("How many kinds?", "40 kinds")), row("third", ("Who?", "Ann"))]
+    exactly = module.answered(rows, read, 1.0)
+    assert exactly == [row("first", ("How many kinds?", "40 kinds")), row("third", ("Who?", "Ann"))]
+
+    file = tmp_path / "questions.jsonl"
+    file.write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
+    parts = [module.lines_of([file, file], part, 4) for part in (1, 2, 3, 4)]
+    assert parts == [[rows[0], rows[1]], [rows[1], rows[2]], [rows[2]], [rows[0]]]
+
+
+def test_a_filter_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    module = script("filter_questions")
+    source, output = tmp_path / "questions.jsonl", tmp_path / "kept.jsonl"
+    rows = [{"context": f"text {n}", "qa": [{"question": "Which?", "answers": [str(n)]}]} for n in range(150)]
+    source.write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
+    monkeypatch.setattr(
+        module, "vllm_reader", lambda folder: lambda pairs: [context.removeprefix("text ") for context, _ in pairs]
+    )
+    command = ["filter_questions.py", str(source), "--reader", "x", "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", [*command, "--max-seconds", "0"])
+    module.main()
+    assert not output.exists()
+    output.write_text(json.dumps(rows[0]) + "\n", encoding="utf-8")
+    output.with_suffix(".done").write_text("1")
+    monkeypatch.setattr(sys, "argv", command)
+    module.main()
+    assert list(map(json.loads, output.read_text(encoding="utf-8").splitlines())) == rows
+    assert "150 passages, 149 questions of 149 kept" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*command, "--part", "3/2"])
+    with pytest.raises(SystemExit):
+        module.main()

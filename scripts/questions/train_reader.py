@@ -63,14 +63,20 @@ def texts(paths: Sequence[Path], joined_share: float, most_characters: int, rng:
     return made
 
 
+def prompt_ids(tokenizer: Any, context: str, question: str, ends: str = "\n\n") -> list[int]:
+    """The text with a question behind it, as it is asked first; without a text, a further question after `ends`."""
+    assert _PROMPT.question is not None
+    before = [*start_ids(tokenizer), *plain_ids(tokenizer, context)] if context else []
+    return before + plain_ids(tokenizer, ends + _PROMPT.question.replace("{question}", question))
+
+
 def example(tokenizer: Any, text: Text) -> Example:
     """The text, then some of its questions, each with the answer that is learned and the line's end."""
-    assert _PROMPT.question is not None
-    ids = [*start_ids(tokenizer), *plain_ids(tokenizer, text.context)]
+    ids: list[int] = []
     learnt: list[int] = []
     for question, answer in text.rng.sample(text.asked, min(_MOST_QUESTIONS, len(text.asked))):
-        ends = "\n" if learnt else "\n\n"  # an answer ends with the first of two
-        ids += plain_ids(tokenizer, ends + _PROMPT.question.replace("{question}", question))
+        # An answer ends with the first of the two line ends before the next question.
+        ids += prompt_ids(tokenizer, "", question, "\n") if ids else prompt_ids(tokenizer, text.context, question)
         own = answer_ids(tokenizer, _PROMPT, answer)
         learnt += range(len(ids), len(ids) + len(own))
         ids += own
