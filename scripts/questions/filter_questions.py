@@ -5,7 +5,7 @@
 
 `train_reader.py` makes the reader. It answers each question with the passage in its prompt, and a question stays if the
 token F1 of that answer and its own is at least `--least-f1` (Alberti et al. 2019, arXiv:1906.05416, ask for the same
-answer). Runs where `write_questions.py` runs. Lines keep their form; passages whose questions all go are left out. A run
+answer). Runs where `write_questions.py` runs. Passages whose questions all go are left out. A run
 that was cut short goes on where it stopped; several side by side take a part each (`--part 1/2`).
 """
 
