@@ -111,6 +111,22 @@ def test_questions_of_conversations_are_asked_of_the_sessions_that_answer_them(t
         ("Session 2\nSpeaker 2: I am 33.\nSpeaker 1: So old!", [("How old is Speaker 2?", ("33",))]),
     ]
     assert "2 sessions, 2 questions" in capsys.readouterr().out
+    sys.argv += ["--named-share", "1"]
+    script("conversation_questions").main()
+    first, second = read_records(output)
+    name = first.context.partition(":")[0]
+    assert first.context == f"{name}: I own a CAT, and catfish too."
+    assert [each.question for each in first.questions] == [f"What does {name} own?"]
+    (other, *_), (same, *_) = (line.split(":") for line in second.context.splitlines())
+    assert same == name != other and "Speaker" not in name + other
+    assert [(each.question, each.answers) for each in second.questions] == [(f"How old is {other}?", ("33",))]
+
+
+def test_names_of_speakers_are_not_spoken_of_otherwise():
+    module = script("conversation_questions")
+    alone = ["Ingrid", "Theo"]
+    text = " ".join(name for name in module.first_names() if name not in alone)
+    assert sorted(module.two_names(text, random.Random(0))) == alone
 
 
 def test_written_questions_stay_if_a_reader_answers_them_alike(tmp_path, monkeypatch):
