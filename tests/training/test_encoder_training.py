@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,30 @@ def test_kept_text_diverges_by_what_the_adapter_does(recipe, base, generator, st
             up.zero_()
     silent = pass_losses(base, generator, states, rows, quiet, lookup_targets(recipe, generator), [])
     torch.testing.assert_close(silent.kept, torch.zeros_like(silent.kept), rtol=0, atol=1e-5)
+
+
+def test_tokens_of_questions_are_dropped_but_not_their_answers(recipe, states, embeddings):
+    groups = GroupSampler(states, embeddings, recipe.encoder_training, seed=0).groups(0, 0, 8)
+    whole = question_rows(states, groups, 96, 30)
+    dropped = question_rows(states, groups, 96, 30, rng=random.Random(1), dropout=0.5)
+    assert torch.equal(whole.labels, dropped.labels) and whole.questions == dropped.questions
+    lengths = [torch.bincount(rows.segments.flatten())[1:].sum().item() for rows in (whole, dropped)]
+    asked = {each for each, _ in filter(None, whole.questions)}
+    prompts = sum(states.passages[each.passage].questions[each.number].num_prompt - 5 for each in asked)
+    assert 0.3 * prompts < lengths[0] - lengths[1] < 0.7 * prompts
+    at = 0
+    for row in range(len(dropped.segments)):
+        for number in range(1, int(dropped.segments[row].max()) + 1):
+            each, _ = whole.questions[at] or pytest.fail("no question")
+            question, own = states.passages[each.passage].questions[each.number], states.question_states(each)
+            found = dropped.hidden[row][dropped.segments[row] == number]
+            end = question.num_labels + 4  # what is behind the question
+            assert torch.equal(found[0], own[0]) and torch.equal(found[-end:], own[-end:])
+            assert dropped.supervised[row][dropped.segments[row] == number].nonzero().flatten().tolist() == list(
+                range(len(found) - question.num_labels - 1, len(found) - 1)
+            )
+            at += question.num_labels
+    assert at == len(whole.labels)
 
 
 class Killed(Exception):

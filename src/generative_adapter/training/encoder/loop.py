@@ -167,7 +167,9 @@ class EncoderTrainer(SteppedTraining):
         groups = self.sampler.groups(step, self.processes.rank, self._questions_of_a_pass)
         rng = random.Random(f"kept/{self._seed}/{step}/{self.processes.rank}")
         kept = [rng.choice(self.sampler.train) for _ in range(settings.kept_rows)]
-        rows = question_rows(self.states, groups, self.recipe.row_tokens, settings.rows, kept, rng)
+        rows = question_rows(
+            self.states, groups, self.recipe.row_tokens, settings.rows, kept, rng, settings.question_dropout
+        )
         found = self._pass(rows, self._memories(groups))
         progress = (step - settings.lookup_steps) / settings.position_steps
         position_weight = settings.position_weight * max(0.1, 1 - 0.9 * progress)

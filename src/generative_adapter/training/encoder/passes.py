@@ -26,6 +26,8 @@ from generative_adapter.training.encoder.groups import Group
 from generative_adapter.training.encoder.lookups import SHARPNESS
 from generative_adapter.training.encoder.unit_updates import unit_updates
 
+_PROMPT_END = 4  # tokens behind a question or so, which are never dropped, as little as its prompt's first
+
 
 @dataclass(frozen=True)
 class QuestionRows:
@@ -80,6 +82,7 @@ def question_rows(
     most_rows: int,
     kept_passages: Sequence[int] = (),
     rng: random.Random | None = None,
+    dropout: float = 0.0,
 ) -> QuestionRows:
     """The questions of all groups in at most `most_rows` rows, those that don't fit left out, and unrelated text.
 
@@ -89,7 +92,9 @@ def question_rows(
         row_tokens: length of a row.
         most_rows: of questions.
         kept_passages: one for every row of unrelated text; read under the memory of any group.
-        rng: decides which.
+        rng: decides which, and what is dropped.
+        dropout: part of the questions' own tokens that is left out, so that no single word is relied on; the blocks
+            below the lowest adapted one have seen them.
     """
     rng = rng or random.Random(0)
     packed: list[tuple[int, list[Asked]]] = []
@@ -112,10 +117,14 @@ def question_rows(
         at = 0
         for number, asked in enumerate(asked_here, start=1):
             question = states.passages[asked.passage].questions[asked.number]
-            size = len(question.ids)
-            hidden[row, at : at + size] = states.question_states(asked)
+            stays = list(range(len(question.ids)))
+            if dropout:
+                asks = range(1, question.num_prompt - _PROMPT_END)
+                stays = [place for place in stays if place not in asks or rng.random() >= dropout]
+            size = len(stays)
+            hidden[row, at : at + size] = states.question_states(asked)[stays]
             segments[row, at : at + size] = number
-            supervised[row, at + question.num_prompt - 1 : at + size - 1] = True
+            supervised[row, at + size - question.num_labels - 1 : at + size - 1] = True
             labels += question.ids[question.num_prompt :]
             questions += [(asked, index) for index in range(question.num_labels)]
             at += size

@@ -41,6 +41,8 @@ class EncoderTraining:
         kept_weight: weight of the divergence there.
         position_steps: steps through the base model over which `position_weight` falls to a tenth.
         dropout: of the encoder's input.
+        question_dropout: of the tokens of a question, which are left out of a pass as if they had not been there from
+            the lowest adapted block on.
         evaluation_passages: held-out passages of an evaluation, those of the first source first.
     """
 
@@ -65,6 +67,7 @@ class EncoderTraining:
     kept_weight: float = 1.0
     position_steps: int = 500
     dropout: float = 0.0
+    question_dropout: float = 0.0
     evaluation_passages: int = 64
 
     def __post_init__(self) -> None:
@@ -79,7 +82,8 @@ class EncoderTraining:
         )
         require(len(self.lookup_layers) > 0, f"{where}.lookup_layers is empty; name at least one block")
         require(0 <= self.alike_share <= 1, f"{where}.alike_share must lie in [0, 1], got {self.alike_share}")
-        require(0 <= self.dropout < 1, f"{where}.dropout must lie in [0, 1), got {self.dropout}")
+        for name in ("dropout", "question_dropout"):
+            require(0 <= getattr(self, name) < 1, f"{where}.{name} must lie in [0, 1), got {getattr(self, name)}")
         require(
             not self.source_shares or (min(self.source_shares) >= 0 and sum(self.source_shares) > 0),
             f"{where}.source_shares must be numbers of which none is negative, one a source, got "
