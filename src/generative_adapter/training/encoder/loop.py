@@ -25,10 +25,11 @@ from generative_adapter.training.encoder.frozen_states import FrozenStates, word
 from generative_adapter.training.encoder.groups import Group, GroupSampler
 from generative_adapter.training.encoder.held_out import lookup_sums, means, pass_sums
 from generative_adapter.training.encoder.lookups import WordScores, lookup_losses
-from generative_adapter.training.encoder.optimizer import make_optimizer
+from generative_adapter.training.encoder.optimizer import average_gradients, make_optimizer
 from generative_adapter.training.encoder.passes import PassLosses, pass_losses, question_rows
 from generative_adapter.training.encoder.preparing import lookup_targets
 from generative_adapter.training.encoder.question_loss import kept_questions, question_loss
+from generative_adapter.training.encoder.repeated_words import own_words
 from generative_adapter.training.optimizers import CombinedOptimizer
 from generative_adapter.training.processes import Processes
 from generative_adapter.training.recipe import TrainingRecipe
@@ -76,6 +77,7 @@ class EncoderTrainer(SteppedTraining):
         self.sampler = GroupSampler(states, self._embeddings, self._settings, self._seed)
         self._lookup_targets = lookup_targets(recipe, generator)
         self._norms = find_plain_norms(base.model)
+        self._own_words = own_words(states) if self._settings.repeat_weight else None
         self._scores: WordScores | None = None
         self.optimizer = self._make_optimizer()
 
@@ -112,7 +114,7 @@ class EncoderTrainer(SteppedTraining):
         loss, values = self._lookup_step(step) if self.looks_up else self._pass_step(step)
         loss.backward()
         parameters = self._trained()
-        self._average(parameters)
+        average_gradients(parameters, self.processes)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.gradient_clip).item()
         total = self.processes.sums([loss.item()], self.base.device)[0] / self.processes.size
         healthy = math.isfinite(total) and math.isfinite(norm)
@@ -177,6 +179,8 @@ class EncoderTrainer(SteppedTraining):
         loss = question_loss(found.answers, found.question, counted)
         loss = loss + position_weight * _mean(found.places[counted[found.place_question]])
         loss = loss + settings.kept_weight * _mean(found.kept)
+        if settings.repeat_weight:
+            loss = loss + settings.repeat_weight * _mean(found.repeats[counted[found.repeat_question]])
         num_questions = int(found.question.max()) + 1
         read = self._num_passage_tokens(groups)
         return loss, {
@@ -186,6 +190,7 @@ class EncoderTrainer(SteppedTraining):
             "correct": found.correct.float().mean().item(),
             "place_loss": _mean(found.places).item(),
             "kept_loss": _mean(found.kept).item(),
+            **({"repeat_loss": _mean(found.repeats).item()} if settings.repeat_weight else {}),
             "questions": float(num_questions),
         }
 
@@ -201,7 +206,14 @@ class EncoderTrainer(SteppedTraining):
     def _pass(self, rows: Any, memories: Sequence[GroupMemory]) -> PassLosses:
         with attention_kernel(self.base.model, self.recipe.attention):
             return pass_losses(
-                self.base, self.generator, self.states, rows, memories, self._lookup_targets, self._norms
+                self.base,
+                self.generator,
+                self.states,
+                rows,
+                memories,
+                self._lookup_targets,
+                self._norms,
+                self._own_words,
             )
 
     @torch.no_grad()
@@ -277,22 +289,6 @@ class EncoderTrainer(SteppedTraining):
         else:
             own += [generator[target.name].query_proj for target in self._lookup_targets]
         return own + (list(self._scores.parameters()) if self._scores is not None else [])
-
-    def _average(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Averages the gradients over all processes."""
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        if self.processes.size == 1:
-            return
-        flat = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
-        torch.distributed.all_reduce(flat)
-        flat /= self.processes.size
-        at = 0
-        for parameter in parameters:
-            assert parameter.grad is not None
-            parameter.grad.copy_(flat[at : at + parameter.numel()].view_as(parameter))
-            at += parameter.numel()
 
 
 def _mean(values: Tensor) -> Tensor:

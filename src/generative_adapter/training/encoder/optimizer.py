@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import AdamW
 
 from generative_adapter.generator.encoder_generator import EncoderGenerator
 from generative_adapter.training.optimizers import CombinedOptimizer
+from generative_adapter.training.processes import Processes
 from generative_adapter.training.recipe import TrainingRecipe
 
 _SCALAR_RATE = 10.0  # of strengths and biases that are one number, beside matrices
@@ -46,3 +48,20 @@ def make_optimizer(
     if "matrices" in groups:
         optimizers.append(Muon(groups["matrices"], lr=0.0, adjust_lr_fn="match_rms_adamw"))
     return CombinedOptimizer(optimizers)
+
+
+def average_gradients(parameters: Sequence[nn.Parameter], processes: Processes) -> None:
+    """Averages gradients over all processes; a parameter without one has zeros, so that all send as much."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    if processes.size == 1:
+        return
+    flat = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
+    torch.distributed.all_reduce(flat)
+    flat /= processes.size
+    at = 0
+    for parameter in parameters:
+        assert parameter.grad is not None
+        parameter.grad.copy_(flat[at : at + parameter.numel()].view_as(parameter))
+        at += parameter.numel()

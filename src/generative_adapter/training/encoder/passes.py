@@ -24,6 +24,7 @@ from generative_adapter.training.encoder.encoding import GroupMemory
 from generative_adapter.training.encoder.frozen_states import Asked, FrozenStates
 from generative_adapter.training.encoder.groups import Group
 from generative_adapter.training.encoder.lookups import SHARPNESS
+from generative_adapter.training.encoder.repeated_words import repeat_losses
 from generative_adapter.training.encoder.unit_updates import unit_updates
 
 _PROMPT_END = 4  # tokens behind a question or so, which are never dropped, as little as its prompt's first
@@ -64,6 +65,9 @@ class PassLosses:
         places: -log of the weight at the right tokens of the context, `[found]`, with gradients.
         place_question: number of the question each of these belongs to, `[found]`.
         kept: divergence from the base model on unrelated text, a token, `[kept tokens]`, with gradients.
+        repeats: -log of the probability that no word of its own is the first of a question's answer, `[repeats]`, with
+            gradients; empty unless asked for.
+        repeat_question: number of the question each of these belongs to, `[repeats]`.
     """
 
     answers: Tensor
@@ -73,6 +77,8 @@ class PassLosses:
     places: Tensor
     place_question: Tensor
     kept: Tensor
+    repeats: Tensor
+    repeat_question: Tensor
 
 
 def question_rows(
@@ -157,8 +163,9 @@ def pass_losses(
     memories: Sequence[GroupMemory],
     lookup_targets: Sequence[TargetShape],
     norms: list[nn.Module],
+    own_words: dict[Asked, tuple[int, ...]] | None = None,
 ) -> PassLosses:
-    """The losses of one pass; differentiable."""
+    """The losses of one pass; differentiable. `own_words`: of all questions, if repeating them is a loss."""
     dtype, device = base.dtype, base.device
     rows = replace(
         rows,
@@ -221,14 +228,21 @@ def pass_losses(
     if unit_queries:
         asked_for = torch.stack(unit_queries).mean(0)
     places, found = _place_losses(states, rows, memories, asked_for)
+    answers = cross_entropy(answer_logits, labels)
+    asked = [each for each in rows.questions if each is not None]
+    repeats, repeated = answers.new_zeros(0), []
+    if own_words is not None:
+        repeats, repeated = repeat_losses(answer_logits, answers, labels, asked, own_words)
     return PassLosses(
-        cross_entropy(answer_logits, labels),
+        answers,
         (answer_logits.detach().argmax(-1) == labels),
         question,
         torch.tensor([states.passages[asked.passage].source for asked in numbers], device=device),
         places,
         question[found],
         kept,
+        repeats,
+        question[repeated],
     )
 
 

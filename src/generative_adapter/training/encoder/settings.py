@@ -39,6 +39,8 @@ class EncoderTraining:
         rows: rows of `row_tokens` tokens of questions in a pass.
         kept_rows: rows of unrelated text in a pass, whose next-token probabilities are to stay.
         kept_weight: weight of the divergence there.
+        repeat_weight: weight of not beginning an answer with a word of its own question, unless the answer holds that
+            word.
         position_steps: steps through the base model over which `position_weight` falls to a tenth.
         dropout: of the encoder's input.
         question_dropout: of the tokens of a question, which are left out of a pass as if they had not been there from
@@ -65,6 +67,7 @@ class EncoderTraining:
     rows: int = 12
     kept_rows: int = 2
     kept_weight: float = 1.0
+    repeat_weight: float = 0.0
     position_steps: int = 500
     dropout: float = 0.0
     question_dropout: float = 0.0
@@ -74,7 +77,7 @@ class EncoderTraining:
         where = "encoder_training"
         for name in ("passages", "lookup_labels", "lookup_questions", "rows", "position_steps", "evaluation_passages"):
             require(getattr(self, name) > 0, f"{where}.{name} must be positive, got {getattr(self, name)}")
-        for name in ("lookup_steps", "kept_rows", "kept_weight", "word_weight", "position_weight"):
+        for name in ("lookup_steps", "kept_rows", "kept_weight", "word_weight", "position_weight", "repeat_weight"):
             require(getattr(self, name) >= 0, f"{where}.{name} must not be negative, got {getattr(self, name)}")
         require(
             self.lookup_learning_rate > 0,
