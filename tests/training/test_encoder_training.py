@@ -204,6 +204,14 @@ def test_resuming_does_not_need_the_initial_generator_again(recipe_path, tmp_pat
     assert training_losses(folder) == pytest.approx(training_losses(tmp_path / "whole"), rel=1e-3)
 
 
+def test_a_run_drops_tokens_of_questions(recipe_path, tmp_path):
+    read = {}
+    for share in (0.0, 0.5):
+        settings = ["num_steps=3", "encoder_training.lookup_steps=0", f"encoder_training.question_dropout={share}"]
+        read[share] = run_training(recipe_path, settings, output=tmp_path / str(share)).num_tokens
+    assert read[0.5] < 0.98 * read[0.0]
+
+
 def test_lookups_and_answers_get_better(recipe_path, tmp_path):
     settings = ["encoder_training.lookup_steps=150", "num_steps=60", "encoder_training.kept_rows=0"]
     settings += ["encoder_training.lookup_learning_rate=0.02", "learning_rate=0.01"]
