@@ -70,6 +70,32 @@ def test_rules_choose_answers_from_every_sentence():
     assert module.requests_for([{"context": PASSAGE}], 2, None) == [(0, "")]
 
 
+@pytest.mark.parametrize(
+    ("sentence", "answer", "expected"),
+    [
+        ("They meet on the first Monday of the month.", "Monday", "the first Monday of the month"),
+        ("He joined the British government in May.", "British", "the British government"),
+        ("It was built in 1912 by Ann Boot.", "1912", "1912"),
+        ("The end of May was cold, they said.", "May", "May"),
+        ("She is a daughter of King Olaf of Norway.", "King Olaf", "King Olaf of Norway"),
+        ("It has 40 kinds of flour.", "40", "40 kinds of flour"),
+        ("The mill (near Rugby) burned down.", "Rugby", "Rugby"),
+    ],
+)
+def test_answers_can_take_the_words_along_that_belong_to_them(sentence, answer, expected):
+    start = sentence.index(answer)
+    span = script("write_questions").longer(sentence, start, start + len(answer))
+    assert sentence[slice(*span)] == expected
+
+
+def test_a_share_of_the_answers_is_longer():
+    module = script("write_questions")
+    text = " ".join(f"They met on the {name} Monday of the {name} month." for name in ["cold", "odd", "long"])
+    for share, low, high in ((0.0, 0, 0), (0.5, 5, 25), (1.0, 30, 30)):
+        found = [module.chosen_answers(text, 99, random.Random(n), share) for n in range(10)]
+        assert low <= sum("Monday of" in answer for answers in found for answer in answers) <= high
+
+
 def test_instructions_give_questions(tmp_path, monkeypatch, capsys):
     context = "Context : Anna Lind (born 1950) is a Swedish diver."
     tasks = [

@@ -23,7 +23,7 @@ from typing import Any
 
 import zstandard
 
-from generative_adapter.data.cloze_answers import candidates_in
+from generative_adapter.data.cloze_answers import STOP_WORDS, candidates_in
 from generative_adapter.data.paragraphs import sentences
 
 HEADING = "\n\nQuestions and answers:\n"
@@ -153,11 +153,40 @@ def read_pairs(passage: str, written: str) -> list[dict[str, Any]]:
     return pairs
 
 
-def chosen_answers(passage: str, most: int, rng: random.Random) -> list[str]:
-    """Answers in a passage that can be asked for, found by rules: from every sentence one before any second one."""
+_LEFT = re.compile(r"\b(?:[Tt]he|an?|its|his|her|their)(?P<between>(?: [\w-]+){0,3}) $")
+_BEHIND = rf"(?=[,.;:!?)]|$| (?:{'|'.join(sorted(STOP_WORDS))})\b)"
+_NOUNS = re.compile(rf"(?: [a-z][a-z-]{{3,}}){{1,2}}?{_BEHIND}")
+_OF = re.compile(rf" of (?:the |an? |its |his |her |their )?[\w-]+(?: [A-Za-z][\w-]+){{0,3}}?{_BEHIND}")
+_BEFORE_NOUNS = re.compile(r"(?:\d|[A-Z]\w+(?:an|ish|ese|ern))$")  # a number, or an adjective as far as can be told
+
+
+def longer(sentence: str, start: int, end: int) -> tuple[int, int]:
+    """The noun phrase around a part of a sentence: "Monday" may become "the first Monday of the month"."""
+    first = start
+    before = _LEFT.search(sentence[:start])
+    if before and not STOP_WORDS & set(before["between"].lower().split()):
+        first = before.start()
+    if _BEFORE_NOUNS.search(sentence[start:end]) and (nouns := _NOUNS.match(sentence, end)):
+        end = nouns.end()
+    if of := _OF.match(sentence, end):
+        end = of.end()
+    return first, end
+
+
+def chosen_answers(passage: str, most: int, rng: random.Random, longer_share: float = 0.0) -> list[str]:
+    """Answers in a passage that can be asked for, found by rules: from every sentence one before any second one.
+
+    Args:
+        passage: the text.
+        most: answers.
+        rng: chooses among them.
+        longer_share: how many of them take the words around them along that belong to them.
+    """
     waiting = []
     for sentence in sentences(passage):
-        found = [sentence[each.start : each.end] for each in candidates_in(sentence)]
+        spans = [(each.start, each.end) for each in candidates_in(sentence)]
+        spans = [longer(sentence, *span) if longer_share and rng.random() < longer_share else span for span in spans]
+        found = [sentence[slice(*span)] for span in spans]
         rng.shuffle(found)
         waiting.append(found)
     rng.shuffle(waiting)
@@ -169,17 +198,20 @@ def chosen_answers(passage: str, most: int, rng: random.Random) -> list[str]:
     return answers[:most]
 
 
-def requests_for(passages: list[dict[str, str]], most: int, rng: random.Random | None) -> list[tuple[int, str]]:
+def requests_for(
+    passages: list[dict[str, str]], most: int, rng: random.Random | None, longer_share: float = 0.0
+) -> list[tuple[int, str]]:
     """What the writer is to go on from: number of the passage and the beginning of its list.
 
     Args:
         passages: with `context`.
         most: answers of a passage.
         rng: chooses answers; None: the writer does, a whole list at once.
+        longer_share: of `chosen_answers`.
     """
     if rng is None:
         return [(number, "") for number in range(len(passages))]
-    chosen = [chosen_answers(each["context"], most, rng) for each in passages]
+    chosen = [chosen_answers(each["context"], most, rng, longer_share) for each in passages]
     return [(number, f"- {answer} |") for number, answers in enumerate(chosen) for answer in answers]
 
 
@@ -194,6 +226,9 @@ def main() -> None:
         "--answers", choices=("rules", "writer"), default="rules", help="who chooses what is asked for in a passage"
     )
     parser.add_argument("--per-passage", type=int, default=6, help="most answers that rules choose in a passage")
+    parser.add_argument(
+        "--longer-share", type=float, default=0.0, help="part of these answers that become whole noun phrases"
+    )
     parser.add_argument("--temperature", type=float, default=0.5)
     parser.add_argument("--max-seconds", type=float, default=3600)
     arguments = parser.parse_args()
@@ -219,7 +254,8 @@ def main() -> None:
     kept = asked = 0
     while at < len(wanted) and time.monotonic() - start < arguments.max_seconds:
         batch = wanted[at : at + _BATCH]
-        begun = requests_for(batch, arguments.per_passage, random.Random(at) if by_rules else None)
+        rng = random.Random(at) if by_rules else None
+        begun = requests_for(batch, arguments.per_passage, rng, arguments.longer_share)
         outputs = writer.generate(
             [batch[number]["context"] + HEADING + text for number, text in begun], sampling, use_tqdm=False
         )
