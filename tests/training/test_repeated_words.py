@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from generative_adapter.training.cross_entropy import cross_entropy
-from generative_adapter.training.encoder import repeated_words
+from generative_adapter.training.encoder import loop, repeated_words
 from generative_adapter.training.encoder.frozen_states import Asked
 from generative_adapter.training.encoder.repeated_words import own_words, repeat_losses
 from generative_adapter.training.run import run_training
@@ -68,3 +68,14 @@ def test_training_lowers_the_loss_if_it_has_a_weight(recipe_path, tmp_path, monk
         assert len(repeats) == (40 if weight else 0)
         last[weight] = sum(repeats[-10:])
     assert 0 < last[100] < 0.8 * last[1e-9]
+
+
+def test_questions_that_are_dropped_do_not_count(recipe_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(repeated_words, "COMMON", 0.3)
+    monkeypatch.setattr(loop, "kept_questions", lambda losses, question, sources, shares: sources < 0)
+    losses = {}
+    for weight in (0, 100):
+        settings = ["encoder_training.lookup_steps=0", "num_steps=1", f"encoder_training.repeat_weight={weight}"]
+        run_training(recipe_path, settings, output=tmp_path / str(weight))
+        losses[weight] = [line["loss"] for line in training_lines(tmp_path / str(weight), "answer_loss")]
+    assert losses[0] == losses[100]
