@@ -14,7 +14,7 @@ from torch import Tensor
 from generative_adapter.training.encoder.frozen_states import Asked, FrozenStates
 
 COMMON = 0.005  # of all questions; words in more of them, as "the" is, may well begin an answer
-_LEAST_LEFT = 1e-3  # of the probability, so that the logarithm stays finite
+_LEAST_LEFT = 1e-3  # of the probability, so that a sure repeat has a finite loss and a gradient
 
 
 def own_words(states: FrozenStates) -> dict[Asked, tuple[int, ...]]:
@@ -62,4 +62,4 @@ def repeat_losses(
     total = losses[at] + logits[at, labels[at]].to(losses)  # log sum exp of all logits
     shares = (logits[at[which], tokens].to(losses) - total[which]).exp()
     sums = losses.new_zeros(len(rows)).index_add(0, which, shares)
-    return -(1 - sums).clamp_min(_LEAST_LEFT).log(), rows
+    return -(1 - (1 - _LEAST_LEFT) * sums).log(), rows
