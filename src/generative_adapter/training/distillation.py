@@ -113,15 +113,31 @@ def teacher_targets(base: BaseModel, rows: TeacherRows, top_k: int) -> TeacherTa
     """The plain base model's `top_k` likeliest next tokens at the wanted positions."""
     device = base.device
     segments = rows.segments.to(device)
-    with head_at(base.model, rows.supervised.to(device)):
-        logits = base.model(
-            input_ids=rows.input_ids.to(device),
-            attention_mask=attention_mask(base.model, segments),
-            position_ids=segment_positions(segments),
-            use_cache=False,
-        ).logits
+    mask, positions = attention_mask(base.model, segments), segment_positions(segments)
+    found = likeliest_tokens(base, rows.input_ids.to(device), mask, positions, rows.supervised.to(device), top_k)
+    return TeacherTargets(*found, rows.labels.to(device))
+
+
+def likeliest_tokens(
+    base: BaseModel, input_ids: Tensor, mask: Tensor | None, positions: Tensor, supervised: Tensor, top_k: int
+) -> tuple[Tensor, Tensor]:
+    """The `top_k` likeliest next tokens at the supervised positions, and their probabilities among each other.
+
+    Args:
+        base: the model.
+        input_ids: `[rows, tokens]`.
+        mask: additive, `[rows, 1, tokens, tokens]`; None: the model's own.
+        positions: `[rows, tokens]`.
+        supervised: bool, `[rows, tokens]`.
+        top_k: how many.
+
+    Returns:
+        both `[supervised, top_k]`, row-major; probabilities in float32.
+    """
+    with head_at(base.model, supervised):
+        logits = base.model(input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
     values, tokens = logits.float().topk(min(top_k, logits.shape[-1]), dim=-1)
-    return TeacherTargets(tokens, values.softmax(-1), rows.labels.to(device))
+    return tokens, values.softmax(-1)
 
 
 def distillation_losses(logits: Tensor, targets: TeacherTargets) -> Tensor:

@@ -173,6 +173,12 @@ class TrainingRecipe:
                 f"encoder_training.{name} must hold one number for each of the {len(self.sources)} sources, got "
                 f"{list(shares)}",
             )
+        asked = self.encoder_training.teacher_sources
+        require(
+            max(asked, default=-1) < len(self.sources),
+            f"encoder_training.teacher_sources must be below {len(self.sources)}, the number of sources, got "
+            f"{list(asked)}",
+        )
         require(0 <= self.decay_share <= 1, f"decay_share must lie in 0..1, got {self.decay_share}")
         require(len(self.adam_betas) == 2, f"adam_betas must be two numbers, got {list(self.adam_betas)}")
 

@@ -27,7 +27,7 @@ from generative_adapter.generator.encoder_generator import EncoderGenerator
 from generative_adapter.generator.generator import paper_generator
 from generative_adapter.generator.storage import write_json
 from generative_adapter.training.encoder.loop import EncoderTrainer
-from generative_adapter.training.encoder.preparing import prepared_states
+from generative_adapter.training.encoder.preparing import prepared_states, taught_answers
 from generative_adapter.training.encoder.starting import measure_start
 from generative_adapter.training.encoder.taking_over import take_over
 from generative_adapter.training.loop import Trainer
@@ -221,8 +221,9 @@ def _make_encoder_trainer(
         embeddings = base.model.get_input_embeddings()
         assert isinstance(embeddings, nn.Embedding)
         take_over(generator, recipe.initial_generator, base, states, embeddings.weight.detach().cpu())
+    taught = taught_answers(recipe, base, states, processes, tell)
     trainer = EncoderTrainer(
-        recipe, base, generator, states, lambda done: describe(recipe, base, trainer, done), progress, processes
+        recipe, base, generator, states, lambda done: describe(recipe, base, trainer, done), progress, processes, taught
     )
     trainer.progress.flops = None  # not counted for this form
     return trainer

@@ -104,6 +104,11 @@ class FrozenStates:
         self._files: dict[str, np.memmap[Any, Any]] = {}
 
     @property
+    def folders(self) -> list[Path]:
+        """This folder, and those whose states are read in its place."""
+        return [self.folder, *(self._known.folders if self._known is not None else ())]
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of this folder's files."""
         return sum(2 * rows * columns for rows, columns in self._shapes.values())

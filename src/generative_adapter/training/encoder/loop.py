@@ -9,7 +9,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from generative_adapter.base_model.prefix_pass import attention_kernel
 from generative_adapter.checkpoint import GeneratorCheckpoint
 from generative_adapter.generator.encoder_generator import EncoderGenerator
 from generative_adapter.training.encoder.encoding import GroupMemory, group_memories
-from generative_adapter.training.encoder.frozen_states import FrozenStates, word_counts
+from generative_adapter.training.encoder.frozen_states import Asked, FrozenStates, word_counts
 from generative_adapter.training.encoder.groups import Group, GroupSampler
 from generative_adapter.training.encoder.held_out import lookup_sums, means, pass_sums
 from generative_adapter.training.encoder.lookups import WordScores, lookup_losses
@@ -30,6 +30,7 @@ from generative_adapter.training.encoder.passes import PassLosses, pass_losses, 
 from generative_adapter.training.encoder.preparing import lookup_targets
 from generative_adapter.training.encoder.question_loss import kept_questions, question_loss
 from generative_adapter.training.encoder.repeated_words import own_words
+from generative_adapter.training.encoder.teacher import TaughtAnswer
 from generative_adapter.training.optimizers import CombinedOptimizer
 from generative_adapter.training.processes import Processes
 from generative_adapter.training.recipe import TrainingRecipe
@@ -55,6 +56,7 @@ class EncoderTrainer(SteppedTraining):
         describe: gives the checkpoint to write for the present state.
         progress_callback: is given every line of metrics.
         processes: those of the run.
+        taught: what a teacher says where questions are answered.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class EncoderTrainer(SteppedTraining):
         describe: Callable[[Progress], GeneratorCheckpoint],
         progress_callback: ProgressCallback | None = None,
         processes: Processes | None = None,
+        taught: Mapping[Asked, TaughtAnswer] | None = None,
     ) -> None:
         super().__init__(recipe, base, describe, progress_callback, processes)
         self.generator, self.states = generator, states
@@ -78,6 +81,7 @@ class EncoderTrainer(SteppedTraining):
         self._lookup_targets = lookup_targets(recipe, generator)
         self._norms = find_plain_norms(base.model)
         self._own_words = own_words(states) if self._settings.repeat_weight else None
+        self._taught = taught
         self._scores: WordScores | None = None
         self.optimizer = self._make_optimizer()
 
@@ -176,7 +180,7 @@ class EncoderTrainer(SteppedTraining):
         progress = (step - settings.lookup_steps) / settings.position_steps
         position_weight = settings.position_weight * max(0.1, 1 - 0.9 * progress)
         counted = kept_questions(found.answers, found.question, found.sources, settings.dropped_shares)
-        loss = question_loss(found.answers, found.question, counted)
+        loss = question_loss(found.token_losses(settings.teacher_share), found.question, counted)
         loss = loss + position_weight * _mean(found.places[counted[found.place_question]])
         loss = loss + settings.kept_weight * _mean(found.kept)
         if settings.repeat_weight:
@@ -191,6 +195,7 @@ class EncoderTrainer(SteppedTraining):
             "place_loss": _mean(found.places).item(),
             "kept_loss": _mean(found.kept).item(),
             **({"repeat_loss": _mean(found.repeats).item()} if settings.repeat_weight else {}),
+            **({"teacher_loss": _mean(found.taught).item()} if self._taught else {}),
             "questions": float(num_questions),
         }
 
@@ -214,6 +219,7 @@ class EncoderTrainer(SteppedTraining):
                 self._lookup_targets,
                 self._norms,
                 self._own_words,
+                self._taught,
             )
 
     @torch.no_grad()

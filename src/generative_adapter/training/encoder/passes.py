@@ -23,8 +23,9 @@ from generative_adapter.training.cross_entropy import cross_entropy
 from generative_adapter.training.encoder.encoding import GroupMemory
 from generative_adapter.training.encoder.frozen_states import Asked, FrozenStates
 from generative_adapter.training.encoder.groups import Group
-from generative_adapter.training.encoder.lookups import SHARPNESS
+from generative_adapter.training.encoder.places import place_losses
 from generative_adapter.training.encoder.repeated_words import repeat_losses
+from generative_adapter.training.encoder.teacher import TaughtAnswer, taught_losses
 from generative_adapter.training.encoder.unit_updates import unit_updates
 
 _PROMPT_END = 4  # tokens behind a question or so, which are never dropped, as little as its prompt's first
@@ -68,6 +69,8 @@ class PassLosses:
         repeats: -log of the probability that no word of its own is the first of a question's answer, `[repeats]`, with
             gradients; empty unless asked for.
         repeat_question: number of the question each of these belongs to, `[repeats]`.
+        taught: divergence from the teacher at the answer tokens it was asked, `[taught]`, with gradients.
+        taught_tokens: numbers of these among the answer tokens, `[taught]`.
     """
 
     answers: Tensor
@@ -79,6 +82,13 @@ class PassLosses:
     kept: Tensor
     repeats: Tensor
     repeat_question: Tensor
+    taught: Tensor
+    taught_tokens: Tensor
+
+    def token_losses(self, teacher_share: float) -> Tensor:
+        """-log P of each answer token, a share of it replaced by the divergence from the teacher where there is one."""
+        mixed = (1 - teacher_share) * self.answers[self.taught_tokens] + teacher_share * self.taught
+        return self.answers.index_copy(0, self.taught_tokens, mixed)
 
 
 def question_rows(
@@ -164,8 +174,21 @@ def pass_losses(
     lookup_targets: Sequence[TargetShape],
     norms: list[nn.Module],
     own_words: dict[Asked, tuple[int, ...]] | None = None,
+    taught: Mapping[Asked, TaughtAnswer] | None = None,
 ) -> PassLosses:
-    """The losses of one pass; differentiable. `own_words`: of all questions, if repeating them is a loss."""
+    """The losses of one pass; differentiable.
+
+    Args:
+        base: the frozen base model.
+        generator: gets gradients.
+        states: the passages with their states.
+        rows: the questions, and unrelated text.
+        memories: of the groups.
+        lookup_targets: linears whose lookups are to find the right tokens.
+        norms: of the base model, that may run leanly (`find_plain_norms`).
+        own_words: of all questions, if repeating them is a loss.
+        taught: what a teacher says.
+    """
     dtype, device = base.dtype, base.device
     rows = replace(
         rows,
@@ -227,7 +250,7 @@ def pass_losses(
     asked_for = sum(queries.values(), torch.zeros((), device=device))
     if unit_queries:
         asked_for = torch.stack(unit_queries).mean(0)
-    places, found = _place_losses(states, rows, memories, asked_for)
+    places, found = place_losses(states, rows, memories, asked_for)
     answers = cross_entropy(answer_logits, labels)
     asked = [each for each in rows.questions if each is not None]
     repeats, repeated = answers.new_zeros(0), []
@@ -243,6 +266,7 @@ def pass_losses(
         kept,
         repeats,
         question[repeated],
+        *taught_losses(answer_logits, answers, labels, asked, taught or {}),
     )
 
 
@@ -261,38 +285,3 @@ def _divergence(logits: Tensor, plain: Tensor) -> Tensor:
     own = F.log_softmax(logits.float(), dim=-1)
     before = F.log_softmax(plain.float(), dim=-1)
     return F.kl_div(own, before, log_target=True, reduction="none").sum(-1)
-
-
-def _place_losses(
-    states: FrozenStates, rows: QuestionRows, memories: Sequence[GroupMemory], queries: Tensor
-) -> tuple[Tensor, list[int]]:
-    """-log of the softmax of a lookup's weights at the right tokens, of every answer token that stands in its text.
-
-    Returns:
-        the losses, and the number of the answer token of each.
-    """
-    places: Mapping[int, list[int]]
-    answer_rows = rows.supervised.nonzero()[:, 0][rows.labels >= 0]
-    owners = rows.owners[answer_rows]
-    asked = [each for each in rows.questions if each is not None]
-    losses: list[Tensor] = []
-    tokens: list[int] = []
-    for at, memory in enumerate(memories):
-        chosen = []
-        places = {}
-        for index in (owners == at).nonzero().squeeze(1).tolist():
-            question, number = asked[index]
-            found = states.passages[question.passage].questions[question.number].found[number]
-            if found:
-                places[len(chosen)] = [memory.firsts[question.passage] + each for each in found]
-                chosen.append(index)
-        if not chosen:
-            continue
-        tokens += chosen
-        weights = (queries[torch.tensor(chosen)] @ memory.inverse) @ memory.keys.mT
-        right = torch.zeros_like(weights, dtype=torch.bool)
-        for row, own in places.items():
-            right[row, own] = True
-        scores = SHARPNESS * weights
-        losses.append(scores.logsumexp(-1) - scores.masked_fill(~right, -torch.inf).logsumexp(-1))
-    return (torch.cat(losses) if losses else queries.new_zeros(0)), tokens

@@ -13,15 +13,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from generative_adapter.base_model.loading import BaseModel
+from generative_adapter.base_model.loading import BaseModel, load_base_model
 from generative_adapter.base_model.prompts import end_ids
 from generative_adapter.base_model.targets import all_linears, find_blocks
 from generative_adapter.config import TargetShape, to_mapping
 from generative_adapter.errors import ConfigError
 from generative_adapter.generator.encoder_generator import EncoderGenerator
 from generative_adapter.generator.storage import write_json
-from generative_adapter.training.encoder.frozen_states import FrozenStates
+from generative_adapter.training.encoder.frozen_states import Asked, FrozenStates
 from generative_adapter.training.encoder.passages import Passage, load_passages, passage, save_passages
+from generative_adapter.training.encoder.teacher import TaughtAnswer, TeacherAnswers
 from generative_adapter.training.processes import Processes
 from generative_adapter.training.recipe import TrainingRecipe
 from generative_adapter.training.sources import ContextSampler
@@ -94,6 +95,46 @@ def prepared_states(
         write_json(done, wanted)
     states.open()
     return states
+
+
+def taught_answers(
+    recipe: TrainingRecipe,
+    base: BaseModel,
+    states: FrozenStates,
+    processes: Processes,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[Asked, TaughtAnswer]:
+    """What the recipe's teacher says where questions are answered; asked where it wasn't yet. Empty without a teacher.
+
+    Args:
+        recipe: the run's.
+        base: the frozen base model.
+        states: the passages.
+        processes: of the run; each asks a part.
+        progress: called with what is done, how much of it, and how much there is.
+
+    Raises:
+        ConfigError: when the teacher has another tokenizer.
+    """
+    settings = recipe.encoder_training
+    if not settings.teacher_share:
+        return {}
+    teacher = base
+    if settings.teacher is not None:
+        teacher = load_base_model(settings.teacher, device=str(base.device), dtype=str(base.dtype).split(".")[-1])
+    if teacher.tokenizer.get_vocab() != base.tokenizer.get_vocab():
+        raise ConfigError(f"encoder_training.teacher: {teacher.source} has another tokenizer than {base.source}")
+    answers = TeacherAnswers(teacher, recipe.prompt, settings.teacher_end, recipe.distillation_top_k)
+    for folder in states.folders:
+        answers.load(folder)
+    sources = settings.teacher_sources or range(len(recipe.sources))
+    chosen = [at for at, each in enumerate(states.passages) if not each.held_out and each.source in sources]
+    wanted = [states.passages[at] for at in chosen]
+    processes.wait()  # all have read the same files before any is written
+    answers.fill(wanted, states.folder, processes.rank, processes.size, progress)
+    processes.wait()
+    answers.load(states.folder)
+    return answers.of(wanted, [states.asked[at] for at in chosen])
 
 
 def draw_passages(

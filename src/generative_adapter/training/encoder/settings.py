@@ -41,6 +41,12 @@ class EncoderTraining:
         kept_weight: weight of the divergence there.
         repeat_weight: weight of not beginning an answer with a word of its own question, unless the answer holds that
             word.
+        teacher_share: part of the loss of an answer that is its divergence from what a teacher says who reads the
+            passage; the rest is -log P of its tokens, as where the teacher wasn't asked. 0: there is no teacher.
+        teacher: a base model with the same tokenizer, as in `base_model` (`scripts/questions/train_reader.py` makes
+            one); None: the base model itself, with the passage in its prompt.
+        teacher_end: one token that ends the teacher's answers and stands for the end of ours; None: the same ends both.
+        teacher_sources: sources whose questions it is asked, counted from 0; empty: all.
         position_steps: steps through the base model over which `position_weight` falls to a tenth.
         dropout: of the encoder's input.
         question_dropout: of the tokens of a question, which are left out of a pass as if they had not been there from
@@ -68,6 +74,10 @@ class EncoderTraining:
     kept_rows: int = 2
     kept_weight: float = 1.0
     repeat_weight: float = 0.0
+    teacher_share: float = 0.0
+    teacher: str | None = None
+    teacher_end: str | None = None
+    teacher_sources: tuple[int, ...] = ()
     position_steps: int = 500
     dropout: float = 0.0
     question_dropout: float = 0.0
@@ -85,6 +95,11 @@ class EncoderTraining:
         )
         require(len(self.lookup_layers) > 0, f"{where}.lookup_layers is empty; name at least one block")
         require(0 <= self.alike_share <= 1, f"{where}.alike_share must lie in [0, 1], got {self.alike_share}")
+        require(0 <= self.teacher_share <= 1, f"{where}.teacher_share must lie in [0, 1], got {self.teacher_share}")
+        require(
+            all(source >= 0 for source in self.teacher_sources),
+            f"{where}.teacher_sources must be numbers of sources, from 0 on, got {list(self.teacher_sources)}",
+        )
         for name in ("dropout", "question_dropout"):
             require(0 <= getattr(self, name) < 1, f"{where}.{name} must lie in [0, 1), got {getattr(self, name)}")
         require(
