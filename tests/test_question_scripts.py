@@ -208,3 +208,31 @@ def test_a_filter_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [*command, "--part", "3/2"])
     with pytest.raises(SystemExit):
         module.main()
+
+
+def test_cloze_questions_are_added_to_a_passage(tmp_path, monkeypatch, capsys):
+    adds = script("cloze_questions")
+    asked = [{"question": "When was the mill built?", "answers": ["1912"]}]
+    other = "The bridge at Orrin was opened in 1804 by Bess Quill, who had drawn it herself for the old town council."
+    first, second, rest = tmp_path / "first.jsonl", tmp_path / "second.jsonl", tmp_path / "rest.jsonl"
+    first.write_text(json.dumps({"context": PASSAGE, "title": "Mill", "qa": asked}) + "\n")
+    more = [*asked, {"question": "Who built the mill?", "answers": ["Ann Boot"]}]
+    second.write_text(json.dumps({"context": PASSAGE, "qa": more}) + "\n")
+    wrong = [{"question": "Who is it?", "answers": ["Nobody"]}]
+    rest.write_text("".join(json.dumps({"context": each, "qa": wrong}) + "\n" for each in (other, PASSAGE)))
+    output = tmp_path / "out.jsonl"
+    files = [str(first), str(second), "--passages", str(rest)]
+    arguments = ["cloze_questions.py", *files, "--per-passage", "2", "--output", str(output)]
+    monkeypatch.setattr("sys.argv", arguments)
+    adds.main()
+    mill, bridge = (json.loads(line) for line in output.read_text().splitlines())
+    assert (mill["context"], mill["title"], bridge["context"]) == (PASSAGE, "Mill", other)
+    assert mill["qa"][:2] == more and wrong[0] not in bridge["qa"]
+    for row, known in ((mill, 2), (bridge, 0)):
+        new = row["qa"][known:]
+        answers = [each["answers"][0] for each in row["qa"][:known]]
+        assert 0 < len(new) <= 2 and not any(each["answers"][0] in answers for each in new)
+        assert all(each["answers"][0] in row["context"] for each in new)
+    added = len(mill["qa"]) + len(bridge["qa"]) - 2
+    assert f"2 passages, 2 questions and {added} cloze questions more" in capsys.readouterr().out
+    assert len(list(read_records(output))) == 2

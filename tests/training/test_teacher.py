@@ -156,7 +156,9 @@ def test_only_some_sources_are_asked_and_another_run_reads_it(recipe_path, tmp_p
     assert all("teacher_loss" in line for line in lines)
     (kept,) = (first / "frozen-states").glob("teacher-*.safetensors")
     before = kept.read_bytes()
-    run_training(recipe_path, [*SETTINGS, "encoder_training.teacher_sources=[1]", "num_steps=3"], resume=True, output=first)
+    run_training(
+        recipe_path, [*SETTINGS, "encoder_training.teacher_sources=[1]", "num_steps=3"], resume=True, output=first
+    )
     assert [kept] == list((first / "frozen-states").glob("teacher-*.safetensors")) and kept.read_bytes() == before
     second = tmp_path / "second"
     settings = [f"encoder_training.states_from={first}", "encoder_training.teacher_sources=[1]"]
