@@ -4,8 +4,9 @@
         runs/filtered-questions.jsonl --passages runs/rule-questions.jsonl
 
 Noisy cloze questions (`generative_adapter.data.cloze`; Lewis et al. 2019, arXiv:1906.04980) use a sentence's own words,
-of which there are many more than people ask with, so a lookup learns to match words whatever they are. Their answers are always right. Passages that `--passages` names beside get them alone: of those, for instance, whose
-written questions were all left out. Output: the format that recipes read with `kind: questions`.
+of which there are many more than people ask with, so a lookup learns to match words whatever they are. Their answers
+are always right. Passages that `--passages` names beside get them alone: those, for instance, whose written questions
+were all left out. Output: the format that recipes read with `kind: questions`.
 """
 
 from __future__ import annotations
