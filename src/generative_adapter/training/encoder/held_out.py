@@ -17,6 +17,8 @@ _COUNTS = {
     "answer_loss": "answer_tokens",
     "exact": "questions",
     "first": "questions",
+    "right": "answer_tokens",
+    "kept_loss": "kept_tokens",
     "word_loss": "words",
     "found_first": "found_firsts",
     "said_first": "said_firsts",
@@ -24,7 +26,7 @@ _COUNTS = {
 
 
 def pass_sums(found: PassLosses) -> dict[str, float]:
-    """Sums of a pass: `answer_loss`, and of questions those answered rightly, and with the right first word."""
+    """Sums over a pass: of losses, of right answer tokens, and of questions with the right answer or its first word."""
     device = found.correct.device
     every = torch.ones(int(found.question.max()) + 1, device=device)
     exact = every.scatter_reduce(0, found.question, found.correct.float(), "amin")
@@ -32,6 +34,9 @@ def pass_sums(found: PassLosses) -> dict[str, float]:
     return {
         "answer_loss": found.answers.sum().item(),
         "answer_tokens": float(len(found.answers)),
+        "right": found.correct.float().sum().item(),
+        "kept_loss": found.kept.sum().item(),
+        "kept_tokens": float(len(found.kept)),
         "exact": exact.sum().item(),
         "first": found.correct[first].float().sum().item(),
         "questions": float(len(every)),
@@ -52,7 +57,7 @@ def lookup_sums(found: LookupLosses) -> dict[str, float]:
 
 def means(sums: Mapping[str, float]) -> dict[str, Any]:
     """What sums over all batches come to."""
-    return {name: sums[name] / sums[count] for name, count in _COUNTS.items() if name in sums}
+    return {name: sums[name] / sums[count] for name, count in _COUNTS.items() if sums.get(count)}
 
 
 def _numbers(question: Sequence[int]) -> list[int]:

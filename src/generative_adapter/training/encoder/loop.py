@@ -30,6 +30,7 @@ from generative_adapter.training.encoder.passes import PassLosses, pass_losses, 
 from generative_adapter.training.encoder.preparing import lookup_targets
 from generative_adapter.training.encoder.question_loss import kept_questions, question_loss
 from generative_adapter.training.encoder.repeated_words import own_words
+from generative_adapter.training.encoder.starting import set_word_strength
 from generative_adapter.training.encoder.teacher import TaughtAnswer
 from generative_adapter.training.optimizers import CombinedOptimizer
 from generative_adapter.training.processes import Processes
@@ -41,7 +42,6 @@ logger = logging.getLogger(__name__)
 _FINAL_LOOKUP_RATE = 0.1
 _FILLED = 0.9  # of the rows of a pass
 _SUMS = ("real_tokens", "computed_tokens", "questions")  # over all processes, where the others are means
-_UNIT_LOUDNESS = 20.0  # of a unit whose token is meant, beside a linear read
 _STRENGTHS = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0)
 
 
@@ -226,18 +226,21 @@ class EncoderTrainer(SteppedTraining):
     def evaluate(self) -> dict[str, Any]:
         """Values of held-out passages, each among 7 of the training set that are most alike.
 
-        Of lookups alone up to the last step on frozen states, else through the base model.
+        Of lookups alone up to the last step on frozen states, else through the base model, with as many held-out
+        passages as unrelated text.
         """
         self.generator.eval()
         self.generator.compute_dtype = torch.float32
         chosen = self.sampler.held_out[: self._settings.evaluation_passages]
         passages = chosen[self.processes.rank :: self.processes.size]
         totals: dict[str, float] = {}
+        rng = random.Random(0)
         for at in range(0, len(passages), 2):
             groups = [self.sampler.held_out_group(number, 8) for number in passages[at : at + 2]]
             memories = self._memories(groups)
             if self.progress.step > self._settings.lookup_steps:
-                rows = question_rows(self.states, groups, self.recipe.row_tokens, 64)
+                kept = [rng.choice(self.sampler.held_out) for _ in groups]
+                rows = question_rows(self.states, groups, self.recipe.row_tokens, 64, kept, rng)
                 values = pass_sums(self._pass(rows, memories))
             else:
                 assert self._scores is not None
@@ -259,20 +262,14 @@ class EncoderTrainer(SteppedTraining):
         rows = question_rows(self.states, groups, self.recipe.row_tokens, 16)
         losses = []
         for strength in _STRENGTHS:
-            self._set_strength(strength)
+            set_word_strength(self.generator, self._lookup_targets, strength)
             found = self._pass(rows, memories)
             losses.append(question_loss(found.answers, found.question).item())
             logger.info("word strength %s: answer loss %.3f", strength, losses[-1])
         best = _STRENGTHS[min(range(len(losses)), key=losses.__getitem__)]
-        self._set_strength(best)
+        set_word_strength(self.generator, self._lookup_targets, best)
         self._log({"kind": "word_strength", "strengths": list(_STRENGTHS), "losses": losses, "chosen": best})
         self.optimizer = self._make_optimizer()
-
-    def _set_strength(self, strength: float) -> None:
-        for block in self.generator.unit_blocks:
-            block.word_strength.fill_(strength / _UNIT_LOUDNESS)
-        for target in () if self.generator.keeps_tokens else self._lookup_targets:
-            self.generator[target.name].word_strength.fill_(strength)
 
     def _make_optimizer(self) -> CombinedOptimizer:
         """That of the present part, with the scores of words that steps on frozen states need."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -13,11 +13,13 @@ from generative_adapter.base_model.final_norm import final_norm_gains
 from generative_adapter.base_model.inject import find_linear
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.base_model.prompts import pad_id
+from generative_adapter.config import TargetShape
 from generative_adapter.generator.encoder_generator import EncoderGenerator
 from generative_adapter.generator.word_map import measure_word_map
 from generative_adapter.training.encoder.frozen_states import FrozenStates, padded, word_counts
 
 _QUESTIONS = 128
+_UNIT_LOUDNESS = 20.0  # of a unit whose token is meant, beside a linear read
 _QUERY_SIZE = 0.05  # of new queries: a sum over all tokens with random weights should hardly be heard
 
 
@@ -71,6 +73,14 @@ def measure_start(generator: EncoderGenerator, base: BaseModel, states: FrozenSt
     for target in generator.targets:
         generator[target.name].input_scales.copy_(_scales(squares[target.name]))
         generator[target.name].query_proj.mul_(_QUERY_SIZE)
+
+
+def set_word_strength(generator: EncoderGenerator, lookup_targets: Sequence[TargetShape], strength: float) -> None:
+    """Makes reads say the words that they find as loudly as `strength`: those of units, or else of `lookup_targets`."""
+    for block in generator.unit_blocks:
+        block.word_strength.fill_(strength / _UNIT_LOUDNESS)
+    for target in () if generator.keeps_tokens else lookup_targets:
+        generator[target.name].word_strength.fill_(strength)
 
 
 def _scales(squares: Tensor) -> Tensor:
