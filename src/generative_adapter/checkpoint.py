@@ -259,8 +259,12 @@ def _fingerprint(tensors: Mapping[str, Tensor], config: GeneratorConfig) -> str:
         del settings["subspace_iterations"]
     if config.encoder is None:  # nor this one
         del settings["encoder"]
-    elif not config.encoder.unit_layers:  # nor this one
-        del settings["encoder"]["unit_layers"]
+    else:
+        if not config.encoder.unit_layers:  # nor this one
+            del settings["encoder"]["unit_layers"]
+        if not config.encoder.locating_layers:  # nor these
+            for name in ("locating_layers", "word_dim", "place_dim"):
+                del settings["encoder"][name]
     return tensors_fingerprint(dict(tensors), json.dumps(settings, sort_keys=True))
 
 

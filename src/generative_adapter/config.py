@@ -71,6 +71,10 @@ class EncoderConfig:
         constant_from_layer: lowest block of that part.
         unit_layers: blocks whose feed-forward units each take one token of the context (`token_units`), which makes
             memories grow with what is read; none: the memory is a sum.
+        locating_layers: blocks below these whose units look up the words of a question themselves and tell where the
+            text has them (`word_places`); none: lookups go by what the question means alone.
+        word_dim: width of the words' keys there.
+        place_dim: width of the codes of places, by which the ranks of `unit_layers` grow.
         token_share: part of a chunk's tokens that are remembered, those with the longest keys; below 1 only where units
             take tokens.
         least_tokens: but at least so many of a chunk, or all it has.
@@ -87,6 +91,9 @@ class EncoderConfig:
     constant_targets: tuple[str, ...] = ("attention_output", "feed_forward_down")
     constant_from_layer: int = 6
     unit_layers: tuple[int, ...] = ()
+    locating_layers: tuple[int, ...] = ()
+    word_dim: int = 96
+    place_dim: int = 64
     token_share: float = 1.0
     least_tokens: int = 64
 
@@ -116,6 +123,17 @@ class EncoderConfig:
             len(set(self.unit_layers)) == len(self.unit_layers) and min(self.unit_layers, default=0) >= 0,
             f"{where}.unit_layers must be different block indices, got {list(self.unit_layers)}",
         )
+        require(
+            not self.locating_layers
+            or (
+                0 <= min(self.locating_layers) <= max(self.locating_layers) < min(self.unit_layers, default=0)
+                and len(set(self.locating_layers)) == len(self.locating_layers)
+            ),
+            f"{where}.locating_layers must be different block indices below all of unit_layers, got "
+            f"{list(self.locating_layers)} and {list(self.unit_layers)}",
+        )
+        for name in ("word_dim", "place_dim"):
+            require(getattr(self, name) > 0, f"{where}.{name} must be positive, got {getattr(self, name)}")
         require(
             self.width % self.heads == 0,
             f"{where}.width must be a multiple of heads ({self.heads}), got {self.width}",

@@ -44,6 +44,7 @@ def generator_for(config: GeneratorConfig, model: nn.Module, hidden_size: int) -
             f"generator.encoder: block {highest} is out of range: the base model has {num_blocks} blocks; see states "
             "and constant_from_layer"
         )
+    units = (*encoder.locating_layers, *encoder.unit_layers)
     reading = range(encoder.reading_from_layer, encoder.states[-1]) if encoder.reading_rank else ()
     constant = range(encoder.constant_from_layer, num_blocks)
     return EncoderGenerator.from_config(
@@ -53,7 +54,7 @@ def generator_for(config: GeneratorConfig, model: nn.Module, hidden_size: int) -
         final_norm=final_norm_gains(model, hidden_size),
         reading_targets=all_linears(model, reading),
         constant_targets=find_targets(model, encoder.constant_targets, constant) if encoder.constant_rank else (),
-        unit_targets=find_targets(model, FEED_FORWARD, encoder.unit_layers) if encoder.unit_layers else (),
+        unit_targets=find_targets(model, FEED_FORWARD, units) if units else (),
     )
 
 

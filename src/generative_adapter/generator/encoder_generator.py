@@ -24,8 +24,10 @@ from generative_adapter.generator.normalization import NORMALIZATION_LABEL, ridg
 from generative_adapter.generator.protocol import ContextGenerator
 from generative_adapter.generator.token_units import TokenUnits, longest, tokens_of_blocks
 from generative_adapter.generator.trained_adapter import TrainedAdapter
+from generative_adapter.generator.unit_factors import unit_factors
 from generative_adapter.generator.unit_rms import unit_rms
 from generative_adapter.generator.word_map import WordMap, word_directions
+from generative_adapter.generator.word_places import WordPlaces
 
 MEMORY = "memory"  # name of the one state
 _MEMORY_WEIGHTS = (
@@ -48,7 +50,8 @@ class EncoderGenerator(ContextGenerator):
     vector, e its embedding and P and b of a fixed `WordMap` (of random directions, until `set_word_map`); S = sum v k^T
     and C = sum k k^T, kept as one state, S above C; target l's update is scale * A_l S (C + lambda I)^-1 B_l
     (`MemoryReader`), and beside it the constant part. With `unit_targets` the memory keeps values and keys of tokens
-    (`remembered`) instead of the sums, and units of these blocks take one token each (`TokenUnits`).
+    (`remembered`) instead of the sums, and units of these blocks take one token each (`TokenUnits`); with
+    `locating_layers` those of these tell where words stand (`WordPlaces`), and the others' keys say so too.
 
     Args:
         targets: the linears that read the memory; none where only units do.
@@ -60,7 +63,7 @@ class EncoderGenerator(ContextGenerator):
         final_norm: gains of the base model's final norm, `[d_h]`.
         reading_targets: linears of the adapter that contexts are read under.
         constant_targets: linears of the constant part.
-        unit_targets: gate, up and down of every block whose units take tokens.
+        unit_targets: gate, up and down of every block whose units take tokens, those that locate words among them.
 
     Raises:
         ConfigError: when there is neither a target nor a unit, or they and the sizes don't fit one another.
@@ -113,8 +116,15 @@ class EncoderGenerator(ContextGenerator):
         )
         self.reading = TrainedAdapter(reading_targets, encoder.reading_rank) if encoder.reading_rank else None
         self.constant = TrainedAdapter(constant_targets, encoder.constant_rank) if encoder.constant_rank else None
-        threes = zip(unit_targets[::3], unit_targets[1::3], unit_targets[2::3], strict=True)
-        self.units = nn.ModuleList(TokenUnits(*each, state_dim, value_dim) for each in threes)
+        locating = encoder.locating_layers
+        self.places = WordPlaces(value_dim, encoder.word_dim, encoder.place_dim) if locating else None
+        places = encoder.place_dim if locating else 0
+        threes = list(zip(unit_targets[::3], unit_targets[1::3], unit_targets[2::3], strict=True))
+        answering = [each for each in threes if each[0].layer not in locating]
+        self.units = nn.ModuleList(TokenUnits(*each, state_dim + places, value_dim) for each in answering)
+        self.locating = nn.ModuleList(
+            TokenUnits(*each, encoder.word_dim, places) for each in threes if each[0].layer in locating
+        )
 
     @classmethod
     def from_config(
@@ -157,6 +167,11 @@ class EncoderGenerator(ContextGenerator):
     def unit_blocks(self) -> list[TokenUnits]:
         """The blocks whose units take tokens, in the order of the model."""
         return [each for each in self.units if isinstance(each, TokenUnits)]
+
+    @property
+    def locating_blocks(self) -> list[TokenUnits]:
+        """The blocks whose units look words up and tell their places, in the order of the model."""
+        return [each for each in self.locating if isinstance(each, TokenUnits)]
 
     @property
     def keeps_tokens(self) -> bool:
@@ -269,9 +284,8 @@ class EncoderGenerator(ContextGenerator):
         factors = {target.name: self[target.name].factors(normalized, words) for target in self.targets}
         if self.keeps_tokens:
             values, keys = rows.split(widths, dim=-1)
-            for block, numbers in zip(self.unit_blocks, tokens_of_blocks(keys, self.unit_blocks), strict=True):
-                for name, own in block.factors(keys[numbers] @ inverse, values[numbers], words).items():
-                    factors[name] = _side_by_side(factors[name], own) if name in factors else own
+            for name, own in unit_factors(self, keys, values, inverse).items():
+                factors[name] = _side_by_side(factors[name], own) if name in factors else own
         if self.constant is not None:
             was_told = state.any()
             for name, constant in self.constant.adapter().items():
@@ -288,8 +302,9 @@ class EncoderGenerator(ContextGenerator):
             named |= {
                 f"{target.name}.{name}": tensor for name, tensor in self[target.name].state_dict(keep_vars=True).items()
             }
-        for block in self.unit_blocks:
+        for block in (*self.unit_blocks, *self.locating_blocks):
             named |= block.named_weights()
+        named |= {} if self.places is None else self.places.named_weights()
         for kind, part in (("reading", self.reading), ("constant", self.constant)):
             named |= {} if part is None else part.named_weights(kind)
         return named

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from generative_adapter.generator.encoder_generator import EncoderGenerator
 from generative_adapter.generator.normalization import ridge_inverse
+from generative_adapter.generator.unit_factors import lookup_keys
 from generative_adapter.training.encoder.frozen_states import FrozenStates
 from generative_adapter.training.encoder.groups import Group, group_places, read_chunks
 
@@ -28,6 +29,8 @@ class GroupMemory:
         inverse: (C + lambda I)^-1 of these, `[d_r, d_r]`.
         normalized: S (C + lambda I)^-1 of these, `[d_v, d_r]`.
         firsts: number of each passage's first token among them.
+        lookup_keys: what queries of units are compared with, `unit_factors.lookup_keys`, or k^T (C + lambda I)^-1,
+            `[tokens, d_r or d_r + d_p]`.
     """
 
     keys: Tensor
@@ -36,6 +39,7 @@ class GroupMemory:
     inverse: Tensor
     normalized: Tensor
     firsts: dict[int, int]
+    lookup_keys: Tensor
 
     @property
     def remembered_keys(self) -> Tensor:
@@ -76,6 +80,7 @@ def group_memories(
             inverses[at],
             normalized[at],
             {number: first - start for number, first in firsts.items()},
+            lookup_keys(generator, keys[span], inverses[at], remembered[span]),
         )
         for at, (span, (start, firsts, _)) in enumerate(zip(spans, places, strict=True))
     ]

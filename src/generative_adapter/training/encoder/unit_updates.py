@@ -14,6 +14,7 @@ from torch import Tensor
 
 from generative_adapter.generator.encoder_generator import EncoderGenerator
 from generative_adapter.generator.token_units import TokenUnits, tokens_of_blocks
+from generative_adapter.generator.unit_factors import located_words
 from generative_adapter.training.encoder.encoding import GroupMemory
 
 Update = Callable[[Tensor], Tensor]
@@ -25,8 +26,8 @@ class _RowTokens:
     """The tokens that a block's units hold, one memory a row.
 
     Attributes:
-        keys: k^T (C + lambda I)^-1, `[rows, n, d_r]`, zeros behind the last token.
-        values: `[rows, n, d_v]`.
+        keys: what queries are compared with, `[rows, n, d_k]`, zeros behind the last token.
+        values: `[rows, n, d_v]`, or codes of places.
         used: 1 for units with a token, `[rows, 1, n]`.
     """
 
@@ -49,22 +50,27 @@ def unit_updates(
         memories: of the groups.
         owners: number of each row's memory, `[rows]`.
         dtype: number format of the pass.
-        on_query: is given each block's queries Q x, `[rows, tokens, d_r]`.
+        on_query: is given the queries Q x of each block that answers, `[rows, tokens, d_k]`.
     """
-    whitened = [memory.keys @ memory.inverse for memory in memories]
     taken = [tokens_of_blocks(memory.remembered_keys.detach(), generator.unit_blocks) for memory in memories]
     updates: dict[str, Update] = {}
     for index, block in enumerate(generator.unit_blocks):
         numbers = [each[index] for each in taken]
-        tokens = _row_tokens(block, whitened, memories, numbers, owners, dtype)
+        keys, values = [each.lookup_keys for each in memories], [each.values for each in memories]
+        tokens = _row_tokens(block, keys, values, numbers, owners, dtype)
         updates |= _block_updates(block, tokens, generator.word_directions, dtype, on_query)
+    for block in generator.locating_blocks:
+        located = [located_words(generator, each.values, each.remembered, block.num_units) for each in memories]
+        words, codes, numbers = (list(each) for each in zip(*located, strict=True))
+        tokens = _row_tokens(block, words, codes, numbers, owners, dtype)
+        updates |= _block_updates(block, tokens, None, dtype, lambda _asked: None)
     return updates
 
 
 def _row_tokens(
     block: TokenUnits,
-    whitened: Sequence[Tensor],
-    memories: Sequence[GroupMemory],
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
     numbers: Sequence[Tensor],
     owners: Tensor,
     dtype: torch.dtype,
@@ -78,13 +84,13 @@ def _row_tokens(
 
     counts = torch.tensor([len(at) for at in numbers], device=owners.device)[owners]
     used = torch.arange(size, device=owners.device) < counts.unsqueeze(1)
-    return _RowTokens(rows(whitened), rows([memory.values for memory in memories]), used.unsqueeze(1).to(dtype))
+    return _RowTokens(rows(keys), rows(values), used.unsqueeze(1).to(dtype))
 
 
 def _block_updates(
     block: TokenUnits,
     tokens: _RowTokens,
-    word_directions: Tensor,
+    word_directions: Tensor | None,
     dtype: torch.dtype,
     on_query: Callable[[Tensor], None],
 ) -> dict[str, Update]:
