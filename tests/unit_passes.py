@@ -52,6 +52,9 @@ def check_passes(recipe, base, generator, states, embeddings, step):
     assert expected
     torch.testing.assert_close(found.answers, torch.cat(expected), rtol=5e-3, atol=5e-3)
     found.answers.sum().backward()
-    for block in (*generator.unit_blocks, *generator.locating_blocks):
+    for reader in generator.reads_of_places.values():
+        assert reader.query_proj.grad is not None and float(reader.query_proj.grad.abs().max()) > 0
+        assert reader.output_proj.grad is not None and float(reader.output_proj.grad.abs().max()) > 0
+    for block in generator.unit_blocks:
         assert all(float(each.grad.abs().max()) > 0 for each in block.parameters() if each.grad is not None)
         assert block.query_proj.grad is not None and block.gate_strength.grad is not None

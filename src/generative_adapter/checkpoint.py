@@ -262,8 +262,8 @@ def _fingerprint(tensors: Mapping[str, Tensor], config: GeneratorConfig) -> str:
     else:
         if not config.encoder.unit_layers:  # nor this one
             del settings["encoder"]["unit_layers"]
-        if not config.encoder.locating_layers:  # nor these
-            for name in ("locating_layers", "word_dim", "place_dim"):
+        if not config.encoder.place_layers:  # nor these
+            for name in ("place_layers", "place_targets", "place_dim"):
                 del settings["encoder"][name]
     return tensors_fingerprint(dict(tensors), json.dumps(settings, sort_keys=True))
 

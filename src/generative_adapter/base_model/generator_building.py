@@ -44,7 +44,6 @@ def generator_for(config: GeneratorConfig, model: nn.Module, hidden_size: int) -
             f"generator.encoder: block {highest} is out of range: the base model has {num_blocks} blocks; see states "
             "and constant_from_layer"
         )
-    units = (*encoder.locating_layers, *encoder.unit_layers)
     reading = range(encoder.reading_from_layer, encoder.states[-1]) if encoder.reading_rank else ()
     constant = range(encoder.constant_from_layer, num_blocks)
     return EncoderGenerator.from_config(
@@ -54,7 +53,8 @@ def generator_for(config: GeneratorConfig, model: nn.Module, hidden_size: int) -
         final_norm=final_norm_gains(model, hidden_size),
         reading_targets=all_linears(model, reading),
         constant_targets=find_targets(model, encoder.constant_targets, constant) if encoder.constant_rank else (),
-        unit_targets=find_targets(model, FEED_FORWARD, units) if units else (),
+        unit_targets=find_targets(model, FEED_FORWARD, encoder.unit_layers) if encoder.unit_layers else (),
+        place_targets=find_targets(model, encoder.place_targets, encoder.place_layers) if encoder.place_layers else (),
     )
 
 
@@ -91,6 +91,7 @@ def generator_of_weights(config: GeneratorConfig, tensors: Mapping[str, Tensor])
         reading_targets=shapes("reading_down", "reading_up"),
         constant_targets=shapes("constant_down", "constant_up"),
         unit_targets=_unit_targets(tensors),
+        place_targets=shapes("place_query", "place_output"),
     )
 
 

@@ -27,7 +27,7 @@ from generative_adapter.generator.trained_adapter import TrainedAdapter
 from generative_adapter.generator.unit_factors import unit_factors
 from generative_adapter.generator.unit_rms import unit_rms
 from generative_adapter.generator.word_map import WordMap, word_directions
-from generative_adapter.generator.word_places import WordPlaces
+from generative_adapter.generator.word_places import PlaceReader, WordPlaces
 
 MEMORY = "memory"  # name of the one state
 _MEMORY_WEIGHTS = (
@@ -50,8 +50,8 @@ class EncoderGenerator(ContextGenerator):
     vector, e its embedding and P and b of a fixed `WordMap` (of random directions, until `set_word_map`); S = sum v k^T
     and C = sum k k^T, kept as one state, S above C; target l's update is scale * A_l S (C + lambda I)^-1 B_l
     (`MemoryReader`), and beside it the constant part. With `unit_targets` the memory keeps values and keys of tokens
-    (`remembered`) instead of the sums, and units of these blocks take one token each (`TokenUnits`); with
-    `locating_layers` those of these tell where words stand (`WordPlaces`), and the others' keys say so too.
+    (`remembered`) instead of the sums, and units of these blocks take one token each (`TokenUnits`). With
+    `place_targets` these tell where words stand (`WordPlaces`), and the keys of units hold a token's place too.
 
     Args:
         targets: the linears that read the memory; none where only units do.
@@ -63,7 +63,8 @@ class EncoderGenerator(ContextGenerator):
         final_norm: gains of the base model's final norm, `[d_h]`.
         reading_targets: linears of the adapter that contexts are read under.
         constant_targets: linears of the constant part.
-        unit_targets: gate, up and down of every block whose units take tokens, those that locate words among them.
+        unit_targets: gate, up and down of every block whose units take tokens.
+        place_targets: linears that tell where words stand.
 
     Raises:
         ConfigError: when there is neither a target nor a unit, or they and the sizes don't fit one another.
@@ -87,6 +88,7 @@ class EncoderGenerator(ContextGenerator):
         reading_targets: Sequence[TargetShape] = (),
         constant_targets: Sequence[TargetShape] = (),
         unit_targets: Sequence[TargetShape] = (),
+        place_targets: Sequence[TargetShape] = (),
     ) -> None:
         super().__init__()
         if not (targets or unit_targets):
@@ -116,15 +118,14 @@ class EncoderGenerator(ContextGenerator):
         )
         self.reading = TrainedAdapter(reading_targets, encoder.reading_rank) if encoder.reading_rank else None
         self.constant = TrainedAdapter(constant_targets, encoder.constant_rank) if encoder.constant_rank else None
-        locating = encoder.locating_layers
-        self.places = WordPlaces(value_dim, encoder.word_dim, encoder.place_dim) if locating else None
-        places = encoder.place_dim if locating else 0
-        threes = list(zip(unit_targets[::3], unit_targets[1::3], unit_targets[2::3], strict=True))
-        answering = [each for each in threes if each[0].layer not in locating]
-        self.units = nn.ModuleList(TokenUnits(*each, state_dim + places, value_dim) for each in answering)
-        self.locating = nn.ModuleList(
-            TokenUnits(*each, encoder.word_dim, places) for each in threes if each[0].layer in locating
+        self.place_targets = tuple(place_targets)
+        self.places = WordPlaces(encoder.place_dim) if encoder.place_layers else None
+        places = encoder.place_dim if encoder.place_layers else 0
+        self.place_readers = nn.ModuleList(
+            PlaceReader(each.in_features, each.out_features, value_dim, places) for each in self.place_targets
         )
+        threes = zip(unit_targets[::3], unit_targets[1::3], unit_targets[2::3], strict=True)
+        self.units = nn.ModuleList(TokenUnits(*each, state_dim + places, value_dim) for each in threes)
 
     @classmethod
     def from_config(
@@ -137,6 +138,7 @@ class EncoderGenerator(ContextGenerator):
         reading_targets: Sequence[TargetShape],
         constant_targets: Sequence[TargetShape],
         unit_targets: Sequence[TargetShape] = (),
+        place_targets: Sequence[TargetShape] = (),
     ) -> EncoderGenerator:
         """A new, untrained generator of the form `config` describes, which must hold an encoder."""
         assert config.encoder is not None
@@ -151,6 +153,7 @@ class EncoderGenerator(ContextGenerator):
             reading_targets=reading_targets,
             constant_targets=constant_targets,
             unit_targets=unit_targets,
+            place_targets=place_targets,
         )
 
     def __getitem__(self, name: str) -> MemoryReader:
@@ -169,9 +172,10 @@ class EncoderGenerator(ContextGenerator):
         return [each for each in self.units if isinstance(each, TokenUnits)]
 
     @property
-    def locating_blocks(self) -> list[TokenUnits]:
-        """The blocks whose units look words up and tell their places, in the order of the model."""
-        return [each for each in self.locating if isinstance(each, TokenUnits)]
+    def reads_of_places(self) -> dict[str, PlaceReader]:
+        """The linears that tell where words stand, by name."""
+        readers = [each for each in self.place_readers if isinstance(each, PlaceReader)]
+        return {target.name: each for target, each in zip(self.place_targets, readers, strict=True)}
 
     @property
     def keeps_tokens(self) -> bool:
@@ -284,7 +288,11 @@ class EncoderGenerator(ContextGenerator):
         factors = {target.name: self[target.name].factors(normalized, words) for target in self.targets}
         if self.keeps_tokens:
             values, keys = rows.split(widths, dim=-1)
-            for name, own in unit_factors(self, keys, values, inverse).items():
+            further = [*unit_factors(self, keys, values, inverse).items()]
+            if self.places is not None:
+                place_map = self.places.map(values, keys.any(-1))
+                further += [(name, reader.factors(place_map)) for name, reader in self.reads_of_places.items()]
+            for name, own in further:
                 factors[name] = _side_by_side(factors[name], own) if name in factors else own
         if self.constant is not None:
             was_told = state.any()
@@ -302,9 +310,11 @@ class EncoderGenerator(ContextGenerator):
             named |= {
                 f"{target.name}.{name}": tensor for name, tensor in self[target.name].state_dict(keep_vars=True).items()
             }
-        for block in (*self.unit_blocks, *self.locating_blocks):
+        for block in self.unit_blocks:
             named |= block.named_weights()
         named |= {} if self.places is None else self.places.named_weights()
+        for name, reader in self.reads_of_places.items():
+            named |= reader.named_weights(name)
         for kind, part in (("reading", self.reading), ("constant", self.constant)):
             named |= {} if part is None else part.named_weights(kind)
         return named

@@ -92,17 +92,17 @@ class TokenUnits(nn.Module):
         ridge = 0.02 * len(answering) * torch.eye(inputs.shape[1], device=inputs.device)
         self.gate_offset.copy_(torch.linalg.solve(inputs.mT @ inputs + ridge, inputs.mT @ wanted))
 
-    def output_matrix(self, word_directions: Tensor | None) -> Tensor:
-        """The output projection A, `[d_h, d_v]`, given D of the same shape; O alone for values that aren't words'."""
-        return self.output_proj if word_directions is None else self.output_proj + self.word_strength * word_directions
+    def output_matrix(self, word_directions: Tensor) -> Tensor:
+        """The output projection A, `[d_h, d_v]`, given D of the same shape."""
+        return self.output_proj + self.word_strength * word_directions
 
-    def factors(self, keys: Tensor, values: Tensor, word_directions: Tensor | None) -> dict[str, LowRankFactors]:
+    def factors(self, keys: Tensor, values: Tensor, word_directions: Tensor) -> dict[str, LowRankFactors]:
         """The updates of the three linears for some tokens; zeros for none.
 
         Args:
             keys: k^T (C + lambda I)^-1 of each, `[tokens, d_r]`, at most d_ff of them.
             values: `[tokens, d_v]`.
-            word_directions: D, `[d_h, d_v]`; None: values are not words'.
+            word_directions: D, `[d_h, d_v]`.
         """
         taken = self.order[: len(keys)]
         units = self.num_units
@@ -142,11 +142,6 @@ def lone_activation(weights: Tensor) -> Tensor:
     """What new units make of s, without all they do beside, so that 1 stays 1; of any shape."""
     threshold = torch.tensor(_GATE_STRENGTH - _THRESHOLD)
     return functional.silu(_GATE_STRENGTH * weights - _THRESHOLD) * weights / functional.silu(threshold)
-
-
-def lone_response() -> float:
-    """What a new unit gives where its token is meant, s = 1, without all it does beside."""
-    return float(functional.silu(torch.tensor(_GATE_STRENGTH - _THRESHOLD)) * _UP_STRENGTH)
 
 
 def longest(keys: Tensor, real: Tensor, wanted: Tensor) -> Tensor:

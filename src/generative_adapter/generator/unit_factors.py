@@ -33,9 +33,6 @@ def unit_factors(
     asked = lookup_keys(generator, keys, inverse, remembered)
     for block, numbers in zip(generator.unit_blocks, tokens_of_blocks(keys, generator.unit_blocks), strict=True):
         factors |= block.factors(asked[numbers], values[numbers], generator.word_directions)
-    for block in generator.locating_blocks:
-        words, codes, numbers = located_words(generator, values, remembered, block.num_units)
-        factors |= block.factors(words[numbers], codes[numbers], None)
     return factors
 
 
@@ -54,27 +51,4 @@ def lookup_keys(generator: EncoderGenerator, keys: Tensor, inverse: Tensor, reme
     whitened = keys @ inverse
     if generator.places is None:
         return whitened
-    return torch.cat([whitened, generator.places.codes(remembered.cumsum(0) - 1)], dim=-1)
-
-
-def located_words(
-    generator: EncoderGenerator, values: Tensor, remembered: Tensor, num_units: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What units that locate words hold of a text: keys of words, codes of places, and which tokens they take.
-
-    Args:
-        generator: has such units.
-        values: of the text's tokens in their order, `[tokens, d_v]`.
-        remembered: which of them the memory keeps, `[tokens]`, bool.
-        num_units: of a block.
-
-    Returns:
-        u `[tokens, d_w]`, r / n `[tokens, d_p]` with n the number of tokens with the same word, and the numbers of the
-        tokens that units take, ascending.
-    """
-    places = generator.places
-    assert places is not None
-    words = places.words(values) * remembered.unsqueeze(-1)
-    shares = places.shares(words)
-    codes = places.codes(remembered.cumsum(0) - 1) * shares.unsqueeze(-1)
-    return words, codes, places.taken(shares, remembered, num_units)
+    return torch.cat([whitened, generator.places.codes_of(remembered)], dim=-1)

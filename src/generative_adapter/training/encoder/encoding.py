@@ -31,6 +31,7 @@ class GroupMemory:
         firsts: number of each passage's first token among them.
         lookup_keys: what queries of units are compared with, `unit_factors.lookup_keys`, or k^T (C + lambda I)^-1,
             `[tokens, d_r or d_r + d_p]`.
+        place_map: from words to places, `[d_p, d_v]`; None without `places`.
     """
 
     keys: Tensor
@@ -40,6 +41,7 @@ class GroupMemory:
     normalized: Tensor
     firsts: dict[int, int]
     lookup_keys: Tensor
+    place_map: Tensor | None
 
     @property
     def remembered_keys(self) -> Tensor:
@@ -81,6 +83,7 @@ def group_memories(
             normalized[at],
             {number: first - start for number, first in firsts.items()},
             lookup_keys(generator, keys[span], inverses[at], remembered[span]),
+            None if generator.places is None else generator.places.map(values[span], remembered[span]),
         )
         for at, (span, (start, firsts, _)) in enumerate(zip(spans, places, strict=True))
     ]

@@ -32,7 +32,7 @@ def make_optimizer(
     from torch.optim import Muon
 
     rates: dict[int, float] = {}
-    for block in (*generator.unit_blocks, *generator.locating_blocks):
+    for block in generator.unit_blocks:
         rates[id(block.query_proj)] = _UNIT_QUERY_RATE
         rates |= dict.fromkeys((id(block.gate_strength), id(block.up_strength)), _UNIT_STRENGTH_RATE)
     groups: dict[str, list[dict[str, Any]]] = {"matrices": [], "others": []}

@@ -17,7 +17,7 @@ from generative_adapter.config import TargetShape
 from generative_adapter.generator.encoder_generator import EncoderGenerator
 from generative_adapter.generator.word_map import measure_word_map
 from generative_adapter.training.encoder.frozen_states import FrozenStates, padded, word_counts
-from generative_adapter.training.encoder.locating import start_locating
+from generative_adapter.training.encoder.place_start import start_places
 
 _QUESTIONS = 128
 _UNIT_LOUDNESS = 20.0  # of a unit whose token is meant, beside a linear read
@@ -49,9 +49,8 @@ def measure_start(generator: EncoderGenerator, base: BaseModel, states: FrozenSt
         question = states.passages[each.passage].questions[each.number]
         answering[row, question.num_prompt - 1 : len(question.ids) - 1] = True
     squares: dict[str, Tensor] = {}
-    blocks = (*generator.unit_blocks, *generator.locating_blocks)
-    gates = {block.gate.name: block for block in blocks}
-    downs = {block.down.name: block for block in blocks}
+    gates = {block.gate.name: block for block in generator.unit_blocks}
+    downs = {block.down.name: block for block in generator.unit_blocks}
 
     def measure(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -77,7 +76,7 @@ def measure_start(generator: EncoderGenerator, base: BaseModel, states: FrozenSt
         generator[target.name].query_proj.mul_(_QUERY_SIZE)
     for block in generator.unit_blocks:
         block.query_proj[generator.state_dim :].zero_()  # of places, which nothing tells yet
-    start_locating(generator, base, states)
+    start_places(generator, base, states)
 
 
 def set_word_strength(generator: EncoderGenerator, lookup_targets: Sequence[TargetShape], strength: float) -> None:

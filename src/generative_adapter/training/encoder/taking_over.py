@@ -72,7 +72,7 @@ def take_over(
     own = generator.named_weights()
     shared = ("encoder.", "memory.")  # of every generator with an encoder: what differs there is told, not left out
     further = tuple(f"encoder.layers.{at}." for at in range(len(other.encoder.layers), len(generator.encoder.layers)))
-    places = ("memory.word_key_", "memory.place_")
+    places = ("memory.place_",)
     new_parts = [name for name in own if not name.startswith(shared) or name.startswith((*further, *places))]
     fresh = [name for name in new_parts if name not in tensors]
     tensors = {name: _with_further_ranks(name, tensor, own.get(name)) for name, tensor in tensors.items()}

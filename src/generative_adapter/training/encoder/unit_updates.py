@@ -1,4 +1,4 @@
-"""What the units of several memories add to the linears of their blocks in one pass, one memory a row.
+"""What units, and places of words, add to the linears of their blocks in one pass of several memories, one a row.
 
 The same as `TokenUnits.factors`, without forming factors for every row. Leaves out: the pass (`passes`).
 """
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from generative_adapter.generator.encoder_generator import EncoderGenerator
 from generative_adapter.generator.token_units import TokenUnits, tokens_of_blocks
-from generative_adapter.generator.unit_factors import located_words
 from generative_adapter.training.encoder.encoding import GroupMemory
 
 Update = Callable[[Tensor], Tensor]
@@ -27,7 +26,7 @@ class _RowTokens:
 
     Attributes:
         keys: what queries are compared with, `[rows, n, d_k]`, zeros behind the last token.
-        values: `[rows, n, d_v]`, or codes of places.
+        values: `[rows, n, d_v]`.
         used: 1 for units with a token, `[rows, 1, n]`.
     """
 
@@ -50,7 +49,7 @@ def unit_updates(
         memories: of the groups.
         owners: number of each row's memory, `[rows]`.
         dtype: number format of the pass.
-        on_query: is given the queries Q x of each block that answers, `[rows, tokens, d_k]`.
+        on_query: is given each block's queries Q x, `[rows, tokens, d_k]`.
     """
     taken = [tokens_of_blocks(memory.remembered_keys.detach(), generator.unit_blocks) for memory in memories]
     updates: dict[str, Update] = {}
@@ -59,12 +58,25 @@ def unit_updates(
         keys, values = [each.lookup_keys for each in memories], [each.values for each in memories]
         tokens = _row_tokens(block, keys, values, numbers, owners, dtype)
         updates |= _block_updates(block, tokens, generator.word_directions, dtype, on_query)
-    for block in generator.locating_blocks:
-        located = [located_words(generator, each.values, each.remembered, block.num_units) for each in memories]
-        words, codes, numbers = (list(each) for each in zip(*located, strict=True))
-        tokens = _row_tokens(block, words, codes, numbers, owners, dtype)
-        updates |= _block_updates(block, tokens, None, dtype, lambda _asked: None)
     return updates
+
+
+def place_updates(
+    generator: EncoderGenerator, memories: Sequence[GroupMemory], owners: Tensor, dtype: torch.dtype
+) -> dict[str, Update]:
+    """For every linear that tells places what is added to its output, as `unit_updates` gives it."""
+    maps = [memory.place_map for memory in memories if memory.place_map is not None]
+    if not maps:
+        return {}
+    rows = torch.stack(maps).to(dtype)[owners].mT
+
+    def reading(query: Tensor, output: Tensor) -> Update:
+        return lambda inputs: torch.bmm(inputs @ query, rows) @ output
+
+    return {
+        name: reading(reader.scaled_query_proj.to(dtype).mT, reader.output_proj.to(dtype).mT)
+        for name, reader in generator.reads_of_places.items()
+    }
 
 
 def _row_tokens(
@@ -90,7 +102,7 @@ def _row_tokens(
 def _block_updates(
     block: TokenUnits,
     tokens: _RowTokens,
-    word_directions: Tensor | None,
+    word_directions: Tensor,
     dtype: torch.dtype,
     on_query: Callable[[Tensor], None],
 ) -> dict[str, Update]:
