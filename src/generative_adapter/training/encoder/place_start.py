@@ -25,10 +25,10 @@ from generative_adapter.training.encoder.frozen_states import Asked, FrozenState
 
 logger = logging.getLogger(__name__)
 
-_QUESTIONS = 1500
+_QUESTIONS = 4000
 _BATCH = 32  # rows
 _RIDGE = 0.02  # of the fitted queries, relative to the inputs' size
-_LOUDNESS = 0.3  # of the place of a rare word, beside the linear's own output
+_LOUDNESS = 0.8  # of the place of a rare word, beside the linear's own output
 _PROMPT_START, _PROMPT_END = 2, 3  # tokens around a question or so, which are no words of it
 _COMMON, _RARE = 1.0, 6.0  # log of passages a passage that has the word, from which it counts a little, and fully
 
