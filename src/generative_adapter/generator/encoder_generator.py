@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.profiler import record_function
 
-from generative_adapter.config import EncoderConfig, GeneratorConfig, TargetShape
+from generative_adapter.config import EncoderConfig, TargetShape
 from generative_adapter.errors import ConfigError
 from generative_adapter.generator.encoder import ContextEncoder
+from generative_adapter.generator.encoder_form import check_form
 from generative_adapter.generator.low_rank import LowRankAdapter, LowRankFactors
 from generative_adapter.generator.memory_reader import MemoryReader
 from generative_adapter.generator.normalization import NORMALIZATION_LABEL, ridge_inverse
 from generative_adapter.generator.protocol import ContextGenerator
-from generative_adapter.generator.token_units import TokenUnits, longest, tokens_of_blocks
+from generative_adapter.generator.token_units import TokenUnits, longest
 from generative_adapter.generator.trained_adapter import TrainedAdapter
 from generative_adapter.generator.unit_factors import unit_factors
 from generative_adapter.generator.unit_rms import unit_rms
@@ -93,7 +94,7 @@ class EncoderGenerator(ContextGenerator):
         super().__init__()
         if not (targets or unit_targets):
             raise ConfigError("an EncoderGenerator needs at least one target layer or block of units, got none")
-        _check_form(targets, hidden_size, value_dim)
+        check_form(targets, hidden_size, value_dim)
         self.targets = tuple(targets)
         self.hidden_size, self.state_dim, self.value_dim = hidden_size, state_dim, value_dim
         self.token_share, self.least_tokens = encoder.token_share, encoder.least_tokens
@@ -126,35 +127,6 @@ class EncoderGenerator(ContextGenerator):
         )
         threes = zip(unit_targets[::3], unit_targets[1::3], unit_targets[2::3], strict=True)
         self.units = nn.ModuleList(TokenUnits(*each, state_dim + places, value_dim) for each in threes)
-
-    @classmethod
-    def from_config(
-        cls,
-        config: GeneratorConfig,
-        targets: Sequence[TargetShape],
-        hidden_size: int,
-        *,
-        final_norm: Tensor,
-        reading_targets: Sequence[TargetShape],
-        constant_targets: Sequence[TargetShape],
-        unit_targets: Sequence[TargetShape] = (),
-        place_targets: Sequence[TargetShape] = (),
-    ) -> EncoderGenerator:
-        """A new, untrained generator of the form `config` describes, which must hold an encoder."""
-        assert config.encoder is not None
-        return cls(
-            targets,
-            hidden_size,
-            state_dim=config.state_dim,
-            value_dim=config.rank,
-            scale=config.scale,
-            encoder=config.encoder,
-            final_norm=final_norm,
-            reading_targets=reading_targets,
-            constant_targets=constant_targets,
-            unit_targets=unit_targets,
-            place_targets=place_targets,
-        )
 
     def __getitem__(self, name: str) -> MemoryReader:
         module = self.readers[self._index[name]]
@@ -268,11 +240,6 @@ class EncoderGenerator(ContextGenerator):
             sums, inverse = ridge_inverse(states, self.ridge_strength)
             return sums @ inverse, inverse
 
-    def units_taken(self, num_rows: int) -> int:
-        """See `ContextGenerator.units_taken`."""
-        blocks = self.unit_blocks
-        return sum(map(len, tokens_of_blocks(torch.ones(num_rows, 1), blocks))) if blocks else 0
-
     @torch.no_grad()
     def adapter(self, states: Mapping[str, Tensor]) -> LowRankAdapter:
         """Generated and constant factors side by side; zeros for the empty memory.
@@ -286,19 +253,16 @@ class EncoderGenerator(ContextGenerator):
             state = self.pair(keys, values)
         normalized, inverse = self._normalize(state)
         factors = {target.name: self[target.name].factors(normalized, words) for target in self.targets}
+        generated = []
         if self.keeps_tokens:
             values, keys = rows.split(widths, dim=-1)
-            further = [*unit_factors(self, keys, values, inverse).items()]
-            if self.places is not None:
-                place_map = self.places.map(values, keys.any(-1))
-                further += [(name, reader.factors(place_map)) for name, reader in self.reads_of_places.items()]
-            for name, own in further:
-                factors[name] = _side_by_side(factors[name], own) if name in factors else own
+            generated += unit_factors(self, keys, values, inverse).items()
         if self.constant is not None:
             was_told = state.any()
             for name, constant in self.constant.adapter().items():
-                own = LowRankFactors(constant.down.detach(), constant.up * was_told)
-                factors[name] = _side_by_side(factors[name], own) if name in factors else own
+                generated.append((name, LowRankFactors(constant.down.detach(), constant.up * was_told)))
+        for name, own in generated:
+            factors[name] = factors[name].beside(own) if name in factors else own
         return LowRankAdapter(factors)
 
     def named_weights(self) -> dict[str, Tensor]:
@@ -321,23 +285,3 @@ class EncoderGenerator(ContextGenerator):
 
     def _product(self, inputs: Tensor, weight: Tensor) -> Tensor:
         return inputs @ weight.to(self.compute_dtype).mT
-
-
-def _side_by_side(first: LowRankFactors, second: LowRankFactors) -> LowRankFactors:
-    """Factors of the sum of two updates of one target."""
-    return LowRankFactors(torch.cat([first.down, second.down]), torch.cat([first.up, second.up], dim=1))
-
-
-def _check_form(targets: Sequence[TargetShape], hidden_size: int, value_dim: int) -> None:
-    for target in targets:
-        if target.out_features != hidden_size:
-            raise ConfigError(
-                f"generator.targets: {target.name} has {target.out_features} outputs, not the {hidden_size} of the "
-                "hidden states; with an encoder, targets must write to these, as attention_output and "
-                "feed_forward_down do"
-            )
-    if value_dim > hidden_size:
-        raise ConfigError(
-            f"generator.rank, the width of the values, must not exceed that of the hidden states ({hidden_size}) with "
-            f"an encoder, got {value_dim}"
-        )

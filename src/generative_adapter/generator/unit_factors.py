@@ -1,4 +1,4 @@
-"""The factors of all blocks whose units take tokens, made from the rows of a memory.
+"""The factors of units that take tokens, and of linears that tell places of words, made from the rows of a memory.
 
 Leaves out: one block's (`token_units`), and what else an adapter holds (`encoder_generator`).
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def unit_factors(
     generator: EncoderGenerator, keys: Tensor, values: Tensor, inverse: Tensor
 ) -> dict[str, LowRankFactors]:
-    """The updates of the blocks' linears, by name.
+    """The updates of the linears of these blocks, and of those that tell places, by name.
 
     Args:
         generator: has units.
@@ -33,6 +33,9 @@ def unit_factors(
     asked = lookup_keys(generator, keys, inverse, remembered)
     for block, numbers in zip(generator.unit_blocks, tokens_of_blocks(keys, generator.unit_blocks), strict=True):
         factors |= block.factors(asked[numbers], values[numbers], generator.word_directions)
+    if generator.places is not None:
+        place_map = generator.places.map(values, remembered)
+        factors |= {name: reader.factors(place_map) for name, reader in generator.reads_of_places.items()}
     return factors
 
 
