@@ -259,12 +259,8 @@ def _fingerprint(tensors: Mapping[str, Tensor], config: GeneratorConfig) -> str:
         del settings["subspace_iterations"]
     if config.encoder is None:  # nor this one
         del settings["encoder"]
-    else:
-        if not config.encoder.unit_layers:  # nor this one
-            del settings["encoder"]["unit_layers"]
-        if not config.encoder.place_layers:  # nor these
-            for name in ("place_layers", "place_targets", "place_dim"):
-                del settings["encoder"][name]
+    elif not config.encoder.unit_layers:  # nor this one
+        del settings["encoder"]["unit_layers"]
     return tensors_fingerprint(dict(tensors), json.dumps(settings, sort_keys=True))
 
 

@@ -71,11 +71,6 @@ class EncoderConfig:
         constant_from_layer: lowest block of that part.
         unit_layers: blocks whose feed-forward units each take one token of the context (`token_units`), which makes
             memories grow with what is read; none: the memory is a sum.
-        place_layers: blocks up to the lowest of these in which the words of a question tell where the text has them
-            (`word_places`), so that lookups go by that too; none: by what the question means alone.
-        place_targets: linears there that tell it, by role or name, as `GeneratorConfig.targets`.
-        place_dim: width of the codes of places, which is the rank of these linears' updates, and by which the ranks of
-            `unit_layers` grow.
         token_share: part of a chunk's tokens that are remembered, those with the longest keys; below 1 only where units
             take tokens.
         least_tokens: but at least so many of a chunk, or all it has.
@@ -92,9 +87,6 @@ class EncoderConfig:
     constant_targets: tuple[str, ...] = ("attention_output", "feed_forward_down")
     constant_from_layer: int = 6
     unit_layers: tuple[int, ...] = ()
-    place_layers: tuple[int, ...] = ()
-    place_targets: tuple[str, ...] = ("v_proj",)
-    place_dim: int = 64
     token_share: float = 1.0
     least_tokens: int = 64
 
@@ -124,18 +116,6 @@ class EncoderConfig:
             len(set(self.unit_layers)) == len(self.unit_layers) and min(self.unit_layers, default=0) >= 0,
             f"{where}.unit_layers must be different block indices, got {list(self.unit_layers)}",
         )
-        lowest = min(self.unit_layers, default=-1)
-        require(
-            len(set(self.place_layers)) == len(self.place_layers)
-            and all(0 <= layer <= lowest for layer in self.place_layers),
-            f"{where}.place_layers must be different block indices up to the lowest of unit_layers, got "
-            f"{list(self.place_layers)} and {list(self.unit_layers)}",
-        )
-        require(
-            len(self.place_targets) > 0 or not self.place_layers,
-            f"{where}.place_targets is empty; name at least one, or no place_layers",
-        )
-        require(self.place_dim > 0, f"{where}.place_dim must be positive, got {self.place_dim}")
         require(
             self.width % self.heads == 0,
             f"{where}.width must be a multiple of heads ({self.heads}), got {self.width}",

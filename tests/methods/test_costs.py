@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from generative_adapter.base_model.generator_building import build_generator
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.config import PromptConfig
 from generative_adapter.contextualizer import GenerativeAdapter
@@ -146,14 +147,21 @@ def test_generators_with_an_encoder(reading_rank: int) -> None:
     assert costs.answering_flops == pytest.approx(answering, rel=0.02)
 
 
-@pytest.mark.parametrize("places", [{}, {"place_layers": (0,), "place_dim": 5}])
-def test_generators_with_units(places: dict) -> None:
-    """As with sums, which are made with the adapter; places of words have a map of their own."""
+def test_generators_with_units() -> None:
+    """As with sums, which are made with the adapter, and keys are whitened for every block."""
     base = eager_base("llama")
-    config = tiny_encoder_config({"unit_layers": (0, 1), **places}, chunk_tokens=40)
+    config = tiny_encoder_config({"unit_layers": (0, 1)}, chunk_tokens=40)
+    generator = build_generator(config, base)
+    inner = base.model.config.intermediate_size
+    assert [generator.units_taken(tokens) for tokens in (0, inner, inner + 2, 999)] == [
+        0,
+        2 * inner,
+        inner + 2,
+        2 * inner,
+    ]
     method = GenerativeAdapterMethod(GenerativeAdapter(base, tiny_checkpoint(base, config, prompt=PromptConfig())))
     taking, answering, _, costs = counted(method, [QUERIES["generated"]])
-    taking += 2 * 11**3 + 2 * 6 * 4 * 40**2 * 15 + (2 * config.rank**3 if places else 0)
+    taking += 2 * 11**3 + 2 * 6 * 4 * 40**2 * 15
     assert 0.95 * taking < costs.contextualizing_flops < 1.02 * taking
     assert costs.answering_flops == pytest.approx(answering, rel=0.02)
 

@@ -22,9 +22,8 @@ With an encoder of width w and m layers over b block inputs, one memory of d_v =
     memory              2 n (d_v + d_r) d_r
     adapter             2 d_r^3 + 2 d_v d_r^2, and 2 d_v d_r d_in a target
 
-Where units take tokens, the sums are made with the adapter, of the n rows that the memory keeps, and their keys are
-whitened once, 2 n d_r^2. With places of words, d_p wide codes: 2 n^2 d_v + 2 n (d_p + d_v) d_v + 2 d_v^3 + 2 d_p d_v^2,
-and 2 d_p d_v d_in a linear that tells them.
+Where units take tokens, the sums are made with the adapter, of the rows that the memory keeps, and each of their blocks
+whitens the keys it takes, 2 n d_r^2 where it takes n.
 
 Leaves out: passes of the base model (`base_model.costs`) and of training (`training.pass_costs`).
 """
@@ -83,7 +82,7 @@ def writing_flops(config: GeneratorConfig, num_targets: int, hidden_size: int, n
 
 
 def adapter_flops(
-    config: GeneratorConfig, targets: Sequence[TargetShape], num_rows: int = 0, places: Sequence[TargetShape] = ()
+    config: GeneratorConfig, targets: Sequence[TargetShape], num_rows: int = 0, num_units: int = 0
 ) -> float:
     """Operations that make an adapter of the memories of all targets: normalisation and factors.
 
@@ -93,19 +92,14 @@ def adapter_flops(
         config: of the generator.
         targets: the linears that read the memory.
         num_rows: of the memory; they matter where units take tokens.
-        places: the linears that tell places of words.
+        num_units: tokens that the units of all blocks have taken.
     """
     width, decomposed = config.state_dim, config.normalization == "svd"
     if config.encoder is not None:
-        values, codes = config.rank, config.encoder.place_dim
         inputs = sum(target.in_features for target in targets)
-        total = 2 * width**3 + 2 * values * width * (width + inputs)
-        if config.encoder.unit_layers:
-            total += 2 * num_rows * (values + 2 * width) * width
-        if places:
-            total += 2 * num_rows * (num_rows + codes + values) * values + 2 * values**3
-            total += 2 * codes * values * (values + sum(target.in_features for target in places))
-        return float(total)
+        once = 2 * width**3 + 2 * config.rank * width * (width + inputs)
+        sums = 2 * num_rows * (config.rank + width) * width if config.encoder.unit_layers else 0
+        return float(once + sums + 2 * num_units * width**2)
     widths = sum(target.out_features + target.in_features * decomposed for target in targets)
     normalization = normalization_flops(config)[0]
     if decomposed:

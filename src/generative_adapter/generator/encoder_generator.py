@@ -15,20 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.profiler import record_function
 
-from generative_adapter.config import EncoderConfig, TargetShape
+from generative_adapter.config import EncoderConfig, GeneratorConfig, TargetShape
 from generative_adapter.errors import ConfigError
 from generative_adapter.generator.encoder import ContextEncoder
-from generative_adapter.generator.encoder_form import check_form
 from generative_adapter.generator.low_rank import LowRankAdapter, LowRankFactors
 from generative_adapter.generator.memory_reader import MemoryReader
 from generative_adapter.generator.normalization import NORMALIZATION_LABEL, ridge_inverse
 from generative_adapter.generator.protocol import ContextGenerator
-from generative_adapter.generator.token_units import TokenUnits, longest
+from generative_adapter.generator.token_units import TokenUnits, longest, tokens_of_blocks
 from generative_adapter.generator.trained_adapter import TrainedAdapter
-from generative_adapter.generator.unit_factors import unit_factors
 from generative_adapter.generator.unit_rms import unit_rms
 from generative_adapter.generator.word_map import WordMap, word_directions
-from generative_adapter.generator.word_places import PlaceReader, WordPlaces
 
 MEMORY = "memory"  # name of the one state
 _MEMORY_WEIGHTS = (
@@ -51,8 +48,7 @@ class EncoderGenerator(ContextGenerator):
     vector, e its embedding and P and b of a fixed `WordMap` (of random directions, until `set_word_map`); S = sum v k^T
     and C = sum k k^T, kept as one state, S above C; target l's update is scale * A_l S (C + lambda I)^-1 B_l
     (`MemoryReader`), and beside it the constant part. With `unit_targets` the memory keeps values and keys of tokens
-    (`remembered`) instead of the sums, and units of these blocks take one token each (`TokenUnits`). With
-    `place_targets` these tell where words stand (`WordPlaces`), and the keys of units hold a token's place too.
+    (`remembered`) instead of the sums, and units of these blocks take one token each (`TokenUnits`).
 
     Args:
         targets: the linears that read the memory; none where only units do.
@@ -65,7 +61,6 @@ class EncoderGenerator(ContextGenerator):
         reading_targets: linears of the adapter that contexts are read under.
         constant_targets: linears of the constant part.
         unit_targets: gate, up and down of every block whose units take tokens.
-        place_targets: linears that tell where words stand.
 
     Raises:
         ConfigError: when there is neither a target nor a unit, or they and the sizes don't fit one another.
@@ -89,12 +84,11 @@ class EncoderGenerator(ContextGenerator):
         reading_targets: Sequence[TargetShape] = (),
         constant_targets: Sequence[TargetShape] = (),
         unit_targets: Sequence[TargetShape] = (),
-        place_targets: Sequence[TargetShape] = (),
     ) -> None:
         super().__init__()
         if not (targets or unit_targets):
             raise ConfigError("an EncoderGenerator needs at least one target layer or block of units, got none")
-        check_form(targets, hidden_size, value_dim)
+        _check_form(targets, hidden_size, value_dim)
         self.targets = tuple(targets)
         self.hidden_size, self.state_dim, self.value_dim = hidden_size, state_dim, value_dim
         self.token_share, self.least_tokens = encoder.token_share, encoder.least_tokens
@@ -119,14 +113,35 @@ class EncoderGenerator(ContextGenerator):
         )
         self.reading = TrainedAdapter(reading_targets, encoder.reading_rank) if encoder.reading_rank else None
         self.constant = TrainedAdapter(constant_targets, encoder.constant_rank) if encoder.constant_rank else None
-        self.place_targets = tuple(place_targets)
-        self.places = WordPlaces(encoder.place_dim) if encoder.place_layers else None
-        places = encoder.place_dim if encoder.place_layers else 0
-        self.place_readers = nn.ModuleList(
-            PlaceReader(each.in_features, each.out_features, value_dim, places) for each in self.place_targets
-        )
         threes = zip(unit_targets[::3], unit_targets[1::3], unit_targets[2::3], strict=True)
-        self.units = nn.ModuleList(TokenUnits(*each, state_dim + places, value_dim) for each in threes)
+        self.units = nn.ModuleList(TokenUnits(*each, state_dim, value_dim) for each in threes)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: GeneratorConfig,
+        targets: Sequence[TargetShape],
+        hidden_size: int,
+        *,
+        final_norm: Tensor,
+        reading_targets: Sequence[TargetShape],
+        constant_targets: Sequence[TargetShape],
+        unit_targets: Sequence[TargetShape] = (),
+    ) -> EncoderGenerator:
+        """A new, untrained generator of the form `config` describes, which must hold an encoder."""
+        assert config.encoder is not None
+        return cls(
+            targets,
+            hidden_size,
+            state_dim=config.state_dim,
+            value_dim=config.rank,
+            scale=config.scale,
+            encoder=config.encoder,
+            final_norm=final_norm,
+            reading_targets=reading_targets,
+            constant_targets=constant_targets,
+            unit_targets=unit_targets,
+        )
 
     def __getitem__(self, name: str) -> MemoryReader:
         module = self.readers[self._index[name]]
@@ -142,12 +157,6 @@ class EncoderGenerator(ContextGenerator):
     def unit_blocks(self) -> list[TokenUnits]:
         """The blocks whose units take tokens, in the order of the model."""
         return [each for each in self.units if isinstance(each, TokenUnits)]
-
-    @property
-    def reads_of_places(self) -> dict[str, PlaceReader]:
-        """The linears that tell where words stand, by name."""
-        readers = [each for each in self.place_readers if isinstance(each, PlaceReader)]
-        return {target.name: each for target, each in zip(self.place_targets, readers, strict=True)}
 
     @property
     def keeps_tokens(self) -> bool:
@@ -240,6 +249,11 @@ class EncoderGenerator(ContextGenerator):
             sums, inverse = ridge_inverse(states, self.ridge_strength)
             return sums @ inverse, inverse
 
+    def units_taken(self, num_rows: int) -> int:
+        """See `ContextGenerator.units_taken`."""
+        blocks = self.unit_blocks
+        return sum(map(len, tokens_of_blocks(torch.ones(num_rows, 1), blocks))) if blocks else 0
+
     @torch.no_grad()
     def adapter(self, states: Mapping[str, Tensor]) -> LowRankAdapter:
         """Generated and constant factors side by side; zeros for the empty memory.
@@ -253,16 +267,16 @@ class EncoderGenerator(ContextGenerator):
             state = self.pair(keys, values)
         normalized, inverse = self._normalize(state)
         factors = {target.name: self[target.name].factors(normalized, words) for target in self.targets}
-        generated = []
         if self.keeps_tokens:
             values, keys = rows.split(widths, dim=-1)
-            generated += unit_factors(self, keys, values, inverse).items()
+            for block, numbers in zip(self.unit_blocks, tokens_of_blocks(keys, self.unit_blocks), strict=True):
+                for name, own in block.factors(keys[numbers] @ inverse, values[numbers], words).items():
+                    factors[name] = _side_by_side(factors[name], own) if name in factors else own
         if self.constant is not None:
             was_told = state.any()
             for name, constant in self.constant.adapter().items():
-                generated.append((name, LowRankFactors(constant.down.detach(), constant.up * was_told)))
-        for name, own in generated:
-            factors[name] = factors[name].beside(own) if name in factors else own
+                own = LowRankFactors(constant.down.detach(), constant.up * was_told)
+                factors[name] = _side_by_side(factors[name], own) if name in factors else own
         return LowRankAdapter(factors)
 
     def named_weights(self) -> dict[str, Tensor]:
@@ -276,12 +290,29 @@ class EncoderGenerator(ContextGenerator):
             }
         for block in self.unit_blocks:
             named |= block.named_weights()
-        named |= {} if self.places is None else self.places.named_weights()
-        for name, reader in self.reads_of_places.items():
-            named |= reader.named_weights(name)
         for kind, part in (("reading", self.reading), ("constant", self.constant)):
             named |= {} if part is None else part.named_weights(kind)
         return named
 
     def _product(self, inputs: Tensor, weight: Tensor) -> Tensor:
         return inputs @ weight.to(self.compute_dtype).mT
+
+
+def _side_by_side(first: LowRankFactors, second: LowRankFactors) -> LowRankFactors:
+    """Factors of the sum of two updates of one target."""
+    return LowRankFactors(torch.cat([first.down, second.down]), torch.cat([first.up, second.up], dim=1))
+
+
+def _check_form(targets: Sequence[TargetShape], hidden_size: int, value_dim: int) -> None:
+    for target in targets:
+        if target.out_features != hidden_size:
+            raise ConfigError(
+                f"generator.targets: {target.name} has {target.out_features} outputs, not the {hidden_size} of the "
+                "hidden states; with an encoder, targets must write to these, as attention_output and "
+                "feed_forward_down do"
+            )
+    if value_dim > hidden_size:
+        raise ConfigError(
+            f"generator.rank, the width of the values, must not exceed that of the hidden states ({hidden_size}) with "
+            f"an encoder, got {value_dim}"
+        )

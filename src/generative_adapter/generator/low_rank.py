@@ -43,10 +43,6 @@ class LowRankFactors:
         """The dense update W_delta, `[d_out, d_in]`."""
         return self.up @ self.down
 
-    def beside(self, other: LowRankFactors) -> LowRankFactors:
-        """The factors of the sum of both updates; ranks add up."""
-        return LowRankFactors(torch.cat([self.down, other.down]), torch.cat([self.up, other.up], dim=1))
-
 
 class LowRankAdapter(Mapping[str, LowRankFactors]):
     """The generated update of every target layer, as rank-r factors keyed by the target's module path."""

@@ -24,13 +24,11 @@ class ContextGenerator(nn.Module, ABC):
         independent_chunks: whether every chunk is read without the adapter of those before it, so that chunks can be
             read side by side, and a text's memory is the sum of its chunks' memories.
         targets: the linear layers that read the memory.
-        place_targets: those that tell where its words stand, if any.
         hidden_size: d_h, width of the base model's hidden states.
     """
 
     independent_chunks: ClassVar[bool] = False
     targets: tuple[TargetShape, ...]
-    place_targets: tuple[TargetShape, ...] = ()
     hidden_size: int
 
     @property
@@ -87,6 +85,10 @@ class ContextGenerator(nn.Module, ABC):
     def num_rows(self, num_tokens: int) -> int:
         """Rows that a chunk of so many tokens adds to a memory, where tokens are kept."""
         return num_tokens
+
+    def units_taken(self, num_rows: int) -> int:
+        """Units of feed-forward parts that take a token each when a memory has so many rows, in all blocks."""
+        return 0
 
     @abstractmethod
     def adapter(self, states: Mapping[str, Tensor]) -> LowRankAdapter:

@@ -118,7 +118,8 @@ class GenerativeAdapterMethod:
         reading = 0 if generator.reading_adapter is None else generator.reading_adapter.num_parameters
         chunk_tokens = -(-num_tokens // max(1, state.memory.num_chunks)) if independent else config.chunk_tokens
         num_rows = state.memory.num_rows
-        making, total = adapter_flops(config, generator.targets, num_rows, generator.place_targets), 0.0
+        taken = generator.units_taken(num_rows)
+        making, total = adapter_flops(config, generator.targets, num_rows, taken), 0.0
         for number, length in enumerate(_chunk_lengths(num_tokens, chunk_tokens)):
             read, under = length + num_start, reading if independent else while_reading * (number > 0)
             total += forward_flops(self._sizes, read, read, num_blocks=highest) + 2 * read * under

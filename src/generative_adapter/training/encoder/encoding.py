@@ -13,7 +13,6 @@ from torch import Tensor
 
 from generative_adapter.generator.encoder_generator import EncoderGenerator
 from generative_adapter.generator.normalization import ridge_inverse
-from generative_adapter.generator.unit_factors import lookup_keys
 from generative_adapter.training.encoder.frozen_states import FrozenStates
 from generative_adapter.training.encoder.groups import Group, group_places, read_chunks
 
@@ -29,9 +28,6 @@ class GroupMemory:
         inverse: (C + lambda I)^-1 of these, `[d_r, d_r]`.
         normalized: S (C + lambda I)^-1 of these, `[d_v, d_r]`.
         firsts: number of each passage's first token among them.
-        lookup_keys: what queries of units are compared with, `unit_factors.lookup_keys`, or k^T (C + lambda I)^-1,
-            `[tokens, d_r or d_r + d_p]`.
-        place_map: from words to places, `[d_p, d_v]`; None without `places`.
     """
 
     keys: Tensor
@@ -40,8 +36,6 @@ class GroupMemory:
     inverse: Tensor
     normalized: Tensor
     firsts: dict[int, int]
-    lookup_keys: Tensor
-    place_map: Tensor | None
 
     @property
     def remembered_keys(self) -> Tensor:
@@ -82,8 +76,6 @@ def group_memories(
             inverses[at],
             normalized[at],
             {number: first - start for number, first in firsts.items()},
-            lookup_keys(generator, keys[span], inverses[at], remembered[span]),
-            None if generator.places is None else generator.places.map(values[span], remembered[span]),
         )
         for at, (span, (start, firsts, _)) in enumerate(zip(spans, places, strict=True))
     ]

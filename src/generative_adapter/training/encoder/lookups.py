@@ -131,14 +131,13 @@ def lookup_losses(
 
 
 def lookup_projection(generator: EncoderGenerator, lookup_targets: Sequence[TargetShape]) -> Tensor:
-    """What makes one query of the inputs of all lookup targets side by side, `[d_r, d_in of all]`, places left out.
+    """What makes one query of the inputs of all lookup targets side by side, `[d_r, d_in of all]`.
 
     Reads of linears add up, so their queries do; each block of units asks on its own, so theirs are averaged.
     """
     if generator.keeps_tokens:
         blocks = generator.unit_blocks
-        own = [block.scaled_query_proj[: generator.state_dim] for block in blocks]
-        return torch.cat(own, dim=1) / len(blocks)
+        return torch.cat([block.scaled_query_proj for block in blocks], dim=1) / len(blocks)
     return torch.cat([generator[target.name].scaled_query_proj for target in lookup_targets], dim=1)
 
 

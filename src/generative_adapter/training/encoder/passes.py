@@ -26,7 +26,7 @@ from generative_adapter.training.encoder.groups import Group
 from generative_adapter.training.encoder.places import place_losses
 from generative_adapter.training.encoder.repeated_words import repeat_losses
 from generative_adapter.training.encoder.teacher import TaughtAnswer, taught_losses
-from generative_adapter.training.encoder.unit_updates import place_updates, unit_updates
+from generative_adapter.training.encoder.unit_updates import unit_updates
 
 _PROMPT_END = 4  # tokens behind a question or so, which are never dropped, as little as its prompt's first
 
@@ -229,8 +229,7 @@ def pass_losses(
         def keep(asked: Tensor) -> None:
             unit_queries.append(asked[rows.supervised][is_answer].float())
 
-        generated = unit_updates(generator, memories, rows.owners, dtype, keep)
-        for name, update in (*generated.items(), *place_updates(generator, memories, rows.owners, dtype).items()):
+        for name, update in unit_updates(generator, memories, rows.owners, dtype, keep).items():
             updates.setdefault(name, []).append(update)
     summed = {name: _sum(each) for name, each in updates.items()}
     with add_to_outputs(base.model, summed):

@@ -45,7 +45,7 @@ def place_losses(
         if not chosen:
             continue
         tokens += chosen
-        weights = queries[torch.tensor(chosen)] @ memory.lookup_keys.mT
+        weights = (queries[torch.tensor(chosen)] @ memory.inverse) @ memory.keys.mT
         right = torch.zeros_like(weights, dtype=torch.bool)
         for row, own in places.items():
             right[row, own] = True

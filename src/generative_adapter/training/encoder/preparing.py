@@ -170,8 +170,7 @@ def start_block(recipe: TrainingRecipe, generator: EncoderGenerator) -> int:
     Raises:
         ConfigError: when there is none but the embeddings.
     """
-    adapted = [target.layer for target in (*generator.targets, *generator.place_targets)]
-    adapted += [block.gate.layer for block in generator.unit_blocks]
+    adapted = [target.layer for target in generator.targets] + [block.gate.layer for block in generator.unit_blocks]
     encoder = recipe.generator.encoder
     assert encoder is not None
     if encoder.constant_rank:

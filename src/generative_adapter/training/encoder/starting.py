@@ -17,7 +17,6 @@ from generative_adapter.config import TargetShape
 from generative_adapter.generator.encoder_generator import EncoderGenerator
 from generative_adapter.generator.word_map import measure_word_map
 from generative_adapter.training.encoder.frozen_states import FrozenStates, padded, word_counts
-from generative_adapter.training.encoder.place_start import start_places
 
 _QUESTIONS = 128
 _UNIT_LOUDNESS = 20.0  # of a unit whose token is meant, beside a linear read
@@ -74,9 +73,6 @@ def measure_start(generator: EncoderGenerator, base: BaseModel, states: FrozenSt
     for target in generator.targets:
         generator[target.name].input_scales.copy_(_scales(squares[target.name]))
         generator[target.name].query_proj.mul_(_QUERY_SIZE)
-    for block in generator.unit_blocks:
-        block.query_proj[generator.state_dim :].zero_()  # of places, which nothing tells yet
-    start_places(generator, base, states)
 
 
 def set_word_strength(generator: EncoderGenerator, lookup_targets: Sequence[TargetShape], strength: float) -> None:

@@ -42,10 +42,9 @@ def take_over(
 ) -> None:
     """Copies what a generator file knows into a new generator of the same encoder.
 
-    Targets, constant parts, units and places of words that only one of the two has stay as they are new, or are left
-    out; so do further layers of the encoder and further ranks of the constant part, which change nothing at first.
-    Wider keys and values are narrowed; with new units and inputs of their gates among the states, `fit_unit_queries`
-    follows.
+    Targets, constant parts and units that only one of the two has stay as they are new, or are left out; so do further
+    layers of the encoder and further ranks of the constant part, which change nothing at first. Wider keys and values
+    are narrowed; with new units and inputs of their gates among the states, `fit_unit_queries` follows.
 
     Args:
         generator: a new one, after `measure_start`.
@@ -72,12 +71,10 @@ def take_over(
     own = generator.named_weights()
     shared = ("encoder.", "memory.")  # of every generator with an encoder: what differs there is told, not left out
     further = tuple(f"encoder.layers.{at}." for at in range(len(other.encoder.layers), len(generator.encoder.layers)))
-    places = ("memory.place_",)
-    new_parts = [name for name in own if not name.startswith(shared) or name.startswith((*further, *places))]
+    new_parts = [name for name in own if not name.startswith(shared) or name.startswith(further)]
     fresh = [name for name in new_parts if name not in tensors]
     tensors = {name: _with_further_ranks(name, tensor, own.get(name)) for name, tensor in tensors.items()}
-    told = {name for name in tensors if name.startswith(shared) and not name.startswith(places)}
-    known = {name: tensor for name, tensor in tensors.items() if name in own or name in told}
+    known = {name: tensor for name, tensor in tensors.items() if name in own or name.startswith(shared)}
     load_weights(generator, known, str(path), may_lack=tuple(fresh))
     logger.info("%d tensors from %s, %d new ones", len(known), path, len(fresh))
     if generator.keeps_tokens and not other.keeps_tokens and _has_gate_inputs(generator, states):
@@ -85,12 +82,7 @@ def take_over(
 
 
 def _with_further_ranks(name: str, tensor: Tensor, own: Tensor | None) -> Tensor:
-    """A weight in the size of a new one: factors of the constant part and queries of units may differ.
-
-    A factor gets the new one's further rows, or columns of zeros; queries get zeros for places, or lose theirs.
-    """
-    if own is not None and name.endswith(".unit_query"):
-        return torch.nn.functional.pad(tensor, (0, 0, 0, len(own) - len(tensor)))
+    """A factor of the constant part, with the rows of a new one of higher rank, or columns of zeros."""
     if own is not None and name.endswith(".constant_down"):
         return torch.cat([tensor, own.detach()[len(tensor) :].to(tensor)])
     if own is not None and name.endswith(".constant_up"):

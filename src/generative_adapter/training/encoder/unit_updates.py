@@ -1,4 +1,4 @@
-"""What units, and places of words, add to the linears of their blocks in one pass of several memories, one a row.
+"""What the units of several memories add to the linears of their blocks in one pass, one memory a row.
 
 The same as `TokenUnits.factors`, without forming factors for every row. Leaves out: the pass (`passes`).
 """
@@ -25,7 +25,7 @@ class _RowTokens:
     """The tokens that a block's units hold, one memory a row.
 
     Attributes:
-        keys: what queries are compared with, `[rows, n, d_k]`, zeros behind the last token.
+        keys: k^T (C + lambda I)^-1, `[rows, n, d_r]`, zeros behind the last token.
         values: `[rows, n, d_v]`.
         used: 1 for units with a token, `[rows, 1, n]`.
     """
@@ -49,40 +49,22 @@ def unit_updates(
         memories: of the groups.
         owners: number of each row's memory, `[rows]`.
         dtype: number format of the pass.
-        on_query: is given each block's queries Q x, `[rows, tokens, d_k]`.
+        on_query: is given each block's queries Q x, `[rows, tokens, d_r]`.
     """
+    whitened = [memory.keys @ memory.inverse for memory in memories]
     taken = [tokens_of_blocks(memory.remembered_keys.detach(), generator.unit_blocks) for memory in memories]
     updates: dict[str, Update] = {}
     for index, block in enumerate(generator.unit_blocks):
         numbers = [each[index] for each in taken]
-        keys, values = [each.lookup_keys for each in memories], [each.values for each in memories]
-        tokens = _row_tokens(block, keys, values, numbers, owners, dtype)
+        tokens = _row_tokens(block, whitened, memories, numbers, owners, dtype)
         updates |= _block_updates(block, tokens, generator.word_directions, dtype, on_query)
     return updates
 
 
-def place_updates(
-    generator: EncoderGenerator, memories: Sequence[GroupMemory], owners: Tensor, dtype: torch.dtype
-) -> dict[str, Update]:
-    """For every linear that tells places what is added to its output, as `unit_updates` gives it."""
-    maps = [memory.place_map for memory in memories if memory.place_map is not None]
-    if not maps:
-        return {}
-    rows = torch.stack(maps).to(dtype)[owners].mT
-
-    def reading(query: Tensor, output: Tensor) -> Update:
-        return lambda inputs: torch.bmm(inputs @ query, rows) @ output
-
-    return {
-        name: reading(reader.scaled_query_proj.to(dtype).mT, reader.output_proj.to(dtype).mT)
-        for name, reader in generator.reads_of_places.items()
-    }
-
-
 def _row_tokens(
     block: TokenUnits,
-    keys: Sequence[Tensor],
-    values: Sequence[Tensor],
+    whitened: Sequence[Tensor],
+    memories: Sequence[GroupMemory],
     numbers: Sequence[Tensor],
     owners: Tensor,
     dtype: torch.dtype,
@@ -96,7 +78,7 @@ def _row_tokens(
 
     counts = torch.tensor([len(at) for at in numbers], device=owners.device)[owners]
     used = torch.arange(size, device=owners.device) < counts.unsqueeze(1)
-    return _RowTokens(rows(keys), rows(values), used.unsqueeze(1).to(dtype))
+    return _RowTokens(rows(whitened), rows([memory.values for memory in memories]), used.unsqueeze(1).to(dtype))
 
 
 def _block_updates(
