@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from generative_adapter.base_model.prompts import separator_ids
 from generative_adapter.config import PromptConfig
@@ -156,6 +158,9 @@ def test_only_some_sources_are_asked_and_another_run_reads_it(recipe_path, tmp_p
     assert all("teacher_loss" in line for line in lines)
     (kept,) = (first / "frozen-states").glob("teacher-*.safetensors")
     before = kept.read_bytes()
+    passages = json.loads((first / "frozen-states" / "passages.json").read_text())["passages"]
+    wanted = [len(each["questions"]) for each in passages if each["source"] == 1 and not each["held_out"]]
+    assert len(load_file(kept)["keys"]) == sum(wanted) < sum(len(each["questions"]) for each in passages)
     run_training(
         recipe_path, [*SETTINGS, "encoder_training.teacher_sources=[1]", "num_steps=3"], resume=True, output=first
     )
