@@ -236,3 +236,8 @@ def test_cloze_questions_are_added_to_a_passage(tmp_path, monkeypatch, capsys):
     added = len(mill["qa"]) + len(bridge["qa"]) - 2
     assert f"2 passages, 2 questions and {added} cloze questions more" in capsys.readouterr().out
     assert len(list(read_records(output))) == 2
+    asked = [{"question": "When was it opened?", "answers": ["1804"]}]
+    for known, expected in (([], True), (asked, False)):
+        rows = [adds.with_cloze({"context": other, "qa": known}, 9, random.Random(seed)) for seed in range(5)]
+        again = [each["answers"] == ["1804"] for row in rows for each in row["qa"][len(known) :]]
+        assert again and any(again) == expected
