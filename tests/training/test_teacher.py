@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -14,6 +15,7 @@ from generative_adapter.base_model.prompts import separator_ids
 from generative_adapter.config import PromptConfig
 from generative_adapter.errors import ConfigError
 from generative_adapter.training.cross_entropy import cross_entropy
+from generative_adapter.training.encoder import frozen_states
 from generative_adapter.training.encoder import teacher as teachers
 from generative_adapter.training.encoder.frozen_states import Asked
 from generative_adapter.training.encoder.passages import AskedQuestion, Passage
@@ -50,7 +52,7 @@ def teacher(base) -> TeacherAnswers:
 
 
 def test_it_reads_the_passage_and_no_other_question(base, teacher, tmp_path, monkeypatch):
-    monkeypatch.setattr(teachers, "_BATCH_TOKENS", 120)  # several batches
+    monkeypatch.setattr(frozen_states, "BATCH_TOKENS", 120)  # several batches
     teacher.fill(PASSAGES, tmp_path)
     found = teacher.of(PASSAGES, places_of(PASSAGES))
     assert len(found) == 10
@@ -85,6 +87,17 @@ def test_its_end_stands_for_ours(base, tmp_path, monkeypatch):
         TeacherAnswers(base, prompt, "no such word at all", TOP)
 
 
+def test_a_window_that_is_too_short_is_told(base, teacher, tmp_path, monkeypatch):
+    config = copy.deepcopy(base.model.config)
+    config.sliding_window = 40
+    monkeypatch.setattr(base.model, "config", config)
+    with pytest.raises(ConfigError, match="attends within 40 tokens, and a passage with its questions has"):
+        teacher.fill(PASSAGES, tmp_path)
+    monkeypatch.setattr(teachers, "end_ids", lambda tokenizer, prompt: [])
+    with pytest.raises(ConfigError, match="nothing ends an answer here"):
+        TeacherAnswers(base, PromptConfig(question="Q: {question}"), "\n", TOP)
+
+
 def test_what_is_known_is_not_asked_again(base, teacher, tmp_path, monkeypatch):
     asked = []
     own = teachers.TeacherAnswers._ask
@@ -93,7 +106,7 @@ def test_what_is_known_is_not_asked_again(base, teacher, tmp_path, monkeypatch):
         "_ask",
         lambda self, rows: asked.append(sum(len(row.questions) for row in rows)) or own(self, rows),
     )
-    monkeypatch.setattr(teachers, "_BATCH_TOKENS", 1)
+    monkeypatch.setattr(frozen_states, "BATCH_TOKENS", 1)
     for rank in range(2):
         TeacherAnswers(base, PromptConfig(question="Q: {question}"), None, TOP).fill(PASSAGES[:1], tmp_path, rank, 2)
     assert sorted(asked) == [1, 8]

@@ -24,10 +24,9 @@ from generative_adapter.base_model.prompts import end_ids, pad_id, plain_ids, se
 from generative_adapter.config import PromptConfig
 from generative_adapter.errors import ConfigError
 from generative_adapter.training.distillation import likeliest_tokens
-from generative_adapter.training.encoder.frozen_states import Asked, padded
+from generative_adapter.training.encoder.frozen_states import Asked, batches, padded
 from generative_adapter.training.encoder.passages import AskedQuestion, Passage
 
-_BATCH_TOKENS = 4096
 _ROW_QUESTIONS = 8
 _SAVE_SECONDS = 120
 TeacherProgress = Callable[[str, int, int], None]
@@ -57,7 +56,7 @@ class TeacherAnswers:
         top_k: how many tokens are kept.
 
     Raises:
-        ConfigError: `end` is no token, or the teacher's attention doesn't reach over a whole row.
+        ConfigError: `end` is no token, or nothing ends an answer of the prompts.
     """
 
     def __init__(self, teacher: BaseModel, prompt: PromptConfig, end: str | None, top_k: int) -> None:
@@ -69,10 +68,10 @@ class TeacherAnswers:
             own = plain_ids(tokenizer, end)
             if len(own) != 1:
                 raise ConfigError(f"encoder_training.teacher_end must be one token of the teacher's, {end!r} is {own}")
-            self._end = (own[0], end_ids(tokenizer, prompt)[0])
-        config = teacher.model.config.get_text_config()
-        if getattr(config, "sliding_window", None) is not None:
-            raise ConfigError(f"encoder_training.teacher: {teacher.source} attends within a window; name another one")
+            ours = end_ids(tokenizer, prompt)
+            if not ours:
+                raise ConfigError("encoder_training.teacher_end: nothing ends an answer here; set prompt.end")
+            self._end = (own[0], ours[0])
         self._kind = {"teacher": teacher.fingerprint, "end": str(end), "top_k": str(top_k)}
         self._known: dict[_Key, TaughtAnswer] = {}
 
@@ -113,15 +112,25 @@ class TeacherAnswers:
             rank: number of this process.
             size: how many there are.
             progress: called with what is done, tokens done and in all.
+
+        Raises:
+            ConfigError: the teacher's attention doesn't reach over a passage with its questions.
         """
         rows = [row for passage in passages for row in self._rows(passage)][rank::size]
         rows.sort(key=lambda row: row.num_tokens)
+        window = getattr(self._teacher.model.config.get_text_config(), "sliding_window", None)
+        if rows and window is not None and window < rows[-1].num_tokens:
+            raise ConfigError(
+                f"encoder_training.teacher: {self._teacher.source} attends within {window} tokens, and a passage with "
+                f"its questions has {rows[-1].num_tokens}; name another one, or make context_tokens smaller"
+            )
         total, done = sum(row.num_tokens for row in rows), 0
         made: dict[_Key, TaughtAnswer] = {}
         saved = told = time.monotonic()
         number = len(list(folder.glob("teacher-*.safetensors")))
         path = folder / f"teacher-{number:03}-{rank}.safetensors"
-        for batch in _batches(rows):
+        for pairs in batches([(row, row.ids) for row in rows]):
+            batch = [row for row, _ in pairs]
             made |= self._ask(batch)
             done += sum(row.num_tokens for row in batch)
             if time.monotonic() - saved > _SAVE_SECONDS or done == total:
@@ -197,18 +206,6 @@ class _Row:
     @property
     def num_tokens(self) -> int:
         return len(self.text) + sum(map(len, self.tails))
-
-
-def _batches(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
-    """Rows of ascending length in runs of at most `_BATCH_TOKENS` with padding, or of one row."""
-    batch: list[_Row] = []
-    for row in rows:
-        if batch and (len(batch) + 1) * row.num_tokens > _BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
 
 
 def _shared_text_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
