@@ -5,7 +5,7 @@ Leaves out: the weights themselves, which training or a file brings (`checkpoint
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ def generator_for(config: GeneratorConfig, model: nn.Module, hidden_size: int) -
         )
     reading = range(encoder.reading_from_layer, encoder.states[-1]) if encoder.reading_rank else ()
     constant = range(encoder.constant_from_layer, num_blocks)
-    return EncoderGenerator.from_config(
+    return _with_encoder(
         config,
         targets,
         hidden_size,
@@ -82,7 +82,7 @@ def generator_of_weights(config: GeneratorConfig, tensors: Mapping[str, Tensor])
     if config.encoder is None:
         return AdapterGenerator.from_config(config, targets, tensors[f"{targets[0].name}.value_proj"].shape[1])
     hidden_size = tensors["memory.word_proj"].shape[1]
-    return EncoderGenerator.from_config(
+    return _with_encoder(
         config,
         targets,
         hidden_size,
@@ -90,6 +90,28 @@ def generator_of_weights(config: GeneratorConfig, tensors: Mapping[str, Tensor])
         reading_targets=shapes("reading_down", "reading_up"),
         constant_targets=shapes("constant_down", "constant_up"),
         unit_targets=_unit_targets(tensors),
+    )
+
+
+def _with_encoder(
+    config: GeneratorConfig,
+    targets: Sequence[TargetShape],
+    hidden_size: int,
+    *,
+    final_norm: Tensor,
+    **other_targets: Sequence[TargetShape],
+) -> EncoderGenerator:
+    """A generator with an encoder; see there."""
+    assert config.encoder is not None
+    return EncoderGenerator(
+        targets,
+        hidden_size,
+        state_dim=config.state_dim,
+        value_dim=config.rank,
+        scale=config.scale,
+        encoder=config.encoder,
+        final_norm=final_norm,
+        **other_targets,
     )
 
 

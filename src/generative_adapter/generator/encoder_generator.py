@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.profiler import record_function
 
-from generative_adapter.config import EncoderConfig, GeneratorConfig, TargetShape
+from generative_adapter.config import EncoderConfig, TargetShape
 from generative_adapter.errors import ConfigError
 from generative_adapter.generator.encoder import ContextEncoder
+from generative_adapter.generator.encoder_form import check_form
 from generative_adapter.generator.low_rank import LowRankAdapter, LowRankFactors
 from generative_adapter.generator.memory_reader import MemoryReader
 from generative_adapter.generator.normalization import NORMALIZATION_LABEL, ridge_inverse
@@ -88,7 +89,7 @@ class EncoderGenerator(ContextGenerator):
         super().__init__()
         if not (targets or unit_targets):
             raise ConfigError("an EncoderGenerator needs at least one target layer or block of units, got none")
-        _check_form(targets, hidden_size, value_dim)
+        check_form(targets, hidden_size, value_dim)
         self.targets = tuple(targets)
         self.hidden_size, self.state_dim, self.value_dim = hidden_size, state_dim, value_dim
         self.token_share, self.least_tokens = encoder.token_share, encoder.least_tokens
@@ -115,33 +116,6 @@ class EncoderGenerator(ContextGenerator):
         self.constant = TrainedAdapter(constant_targets, encoder.constant_rank) if encoder.constant_rank else None
         threes = zip(unit_targets[::3], unit_targets[1::3], unit_targets[2::3], strict=True)
         self.units = nn.ModuleList(TokenUnits(*each, state_dim, value_dim) for each in threes)
-
-    @classmethod
-    def from_config(
-        cls,
-        config: GeneratorConfig,
-        targets: Sequence[TargetShape],
-        hidden_size: int,
-        *,
-        final_norm: Tensor,
-        reading_targets: Sequence[TargetShape],
-        constant_targets: Sequence[TargetShape],
-        unit_targets: Sequence[TargetShape] = (),
-    ) -> EncoderGenerator:
-        """A new, untrained generator of the form `config` describes, which must hold an encoder."""
-        assert config.encoder is not None
-        return cls(
-            targets,
-            hidden_size,
-            state_dim=config.state_dim,
-            value_dim=config.rank,
-            scale=config.scale,
-            encoder=config.encoder,
-            final_norm=final_norm,
-            reading_targets=reading_targets,
-            constant_targets=constant_targets,
-            unit_targets=unit_targets,
-        )
 
     def __getitem__(self, name: str) -> MemoryReader:
         module = self.readers[self._index[name]]
@@ -301,18 +275,3 @@ class EncoderGenerator(ContextGenerator):
 def _side_by_side(first: LowRankFactors, second: LowRankFactors) -> LowRankFactors:
     """Factors of the sum of two updates of one target."""
     return LowRankFactors(torch.cat([first.down, second.down]), torch.cat([first.up, second.up], dim=1))
-
-
-def _check_form(targets: Sequence[TargetShape], hidden_size: int, value_dim: int) -> None:
-    for target in targets:
-        if target.out_features != hidden_size:
-            raise ConfigError(
-                f"generator.targets: {target.name} has {target.out_features} outputs, not the {hidden_size} of the "
-                "hidden states; with an encoder, targets must write to these, as attention_output and "
-                "feed_forward_down do"
-            )
-    if value_dim > hidden_size:
-        raise ConfigError(
-            f"generator.rank, the width of the values, must not exceed that of the hidden states ({hidden_size}) with "
-            f"an encoder, got {value_dim}"
-        )
