@@ -7,7 +7,8 @@
 Each mean is a sum of files with how much each counts (1, if it isn't said), shared by the files of one pattern. `--run`
 is the folder of a run of the recipe, whose states are read. Values are those of the run's evaluation lines:
 `answer_loss`, the shares of `right` answer tokens, of questions with the right `first` token and an `exact` answer, and
-`kept_loss`, the divergence on unrelated text. `ship_generator.py` makes the mean.
+`kept_loss`, the divergence on unrelated text, and `kept_text_rise`, the log of how many times its perplexity rises.
+`ship_generator.py` makes the mean.
 """
 
 from __future__ import annotations

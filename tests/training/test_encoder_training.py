@@ -126,6 +126,22 @@ def test_kept_text_diverges_by_what_the_adapter_does(recipe, base, generator, st
     found = pass_losses(base, generator, states, rows, memories, lookup_targets(recipe, generator), [])
     assert len(found.kept) == len(states.passages[5].chunks[0][:96]) - 1
     assert found.kept.mean() > 1e-3
+    ids = states.passages[5].chunks[0][:96]
+    owner = int(rows.owners[-1])
+    state = sum(
+        generator.write(kept_states(base, generator, chunk))[MEMORY]
+        for number in groups[owner].passages
+        for chunk in states.passages[number].chunks
+    )
+    own_tokens = torch.tensor(ids[1:])
+    with torch.no_grad():
+        before = base.model(torch.tensor([ids])).logits[0, :-1].float()
+        with inject(base.model, generator.adapter({MEMORY: state[0]})):
+            after = base.model(torch.tensor([ids])).logits[0, :-1].float()
+    rise = F.cross_entropy(after, own_tokens, reduction="none") - F.cross_entropy(before, own_tokens, reduction="none")
+    assert rise.std() > 0.1
+    torch.testing.assert_close(found.text, rise, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(found.kept_losses(0.25), 0.75 * found.kept + 0.25 * found.text)
     quiet = [dataclasses.replace(each, normalized=0 * each.normalized) for each in memories]
     assert generator.constant is not None
     with torch.no_grad():
@@ -133,6 +149,7 @@ def test_kept_text_diverges_by_what_the_adapter_does(recipe, base, generator, st
             up.zero_()
     silent = pass_losses(base, generator, states, rows, quiet, lookup_targets(recipe, generator), [])
     torch.testing.assert_close(silent.kept, torch.zeros_like(silent.kept), rtol=0, atol=1e-5)
+    torch.testing.assert_close(silent.text, torch.zeros_like(silent.text), rtol=0, atol=1e-5)
 
 
 def test_tokens_of_questions_are_dropped_but_not_their_answers(recipe, states, embeddings):

@@ -182,7 +182,7 @@ class EncoderTrainer(SteppedTraining):
         counted = kept_questions(found.answers, found.question, found.sources, settings.dropped_shares)
         loss = question_loss(found.token_losses(settings.teacher_share), found.question, counted)
         loss = loss + position_weight * _mean(found.places[counted[found.place_question]])
-        loss = loss + settings.kept_weight * _mean(found.kept)
+        loss = loss + settings.kept_weight * _mean(found.kept_losses(settings.kept_text_share))
         if settings.repeat_weight:
             loss = loss + settings.repeat_weight * _mean(found.repeats[counted[found.repeat_question]])
         num_questions = int(found.question.max()) + 1
@@ -194,6 +194,7 @@ class EncoderTrainer(SteppedTraining):
             "correct": found.correct.float().mean().item(),
             "place_loss": _mean(found.places).item(),
             "kept_loss": _mean(found.kept).item(),
+            "kept_text_rise": _mean(found.text).item(),
             **({"repeat_loss": _mean(found.repeats).item()} if settings.repeat_weight else {}),
             **({"teacher_loss": _mean(found.taught).item()} if self._taught else {}),
             "questions": float(num_questions),

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generative_adapter.base_model.inject import add_to_outputs
@@ -27,6 +26,7 @@ from generative_adapter.training.encoder.places import place_losses
 from generative_adapter.training.encoder.repeated_words import repeat_losses
 from generative_adapter.training.encoder.teacher import TaughtAnswer, taught_losses
 from generative_adapter.training.encoder.unit_updates import unit_updates
+from generative_adapter.training.encoder.unrelated_text import unrelated_text_losses
 
 _PROMPT_END = 4  # tokens behind a question or so, which are never dropped, as little as its prompt's first
 
@@ -42,6 +42,7 @@ class QuestionRows:
         supervised: tokens before those to predict, `[rows, tokens]`, bool.
         labels: these, row-major, -1 for those of unrelated text, `[supervised]`.
         questions: the question of each label and the label's number in its answer, None for unrelated text.
+        kept_labels: the tokens to predict of unrelated text, row-major, `[kept tokens]`.
         kept_rows: rows of unrelated text, the last ones.
     """
 
@@ -51,6 +52,7 @@ class QuestionRows:
     supervised: Tensor
     labels: Tensor
     questions: list[tuple[Asked, int] | None]
+    kept_labels: Tensor
     kept_rows: int
 
 
@@ -66,6 +68,8 @@ class PassLosses:
         places: -log of the weight at the right tokens of the context, `[found]`, with gradients.
         place_question: number of the question each of these belongs to, `[found]`.
         kept: divergence from the base model on unrelated text, a token, `[kept tokens]`, with gradients.
+        text: by how much -log P of the text's own token is above the base model's there, `[kept tokens]`, with
+            gradients.
         repeats: -log of the probability that no word of its own is the first of a question's answer, `[repeats]`, with
             gradients; empty unless asked for.
         repeat_question: number of the question each of these belongs to, `[repeats]`.
@@ -80,6 +84,7 @@ class PassLosses:
     places: Tensor
     place_question: Tensor
     kept: Tensor
+    text: Tensor
     repeats: Tensor
     repeat_question: Tensor
     taught: Tensor
@@ -89,6 +94,10 @@ class PassLosses:
         """-log P of each answer token, a share of it replaced by the divergence from the teacher where there is one."""
         mixed = (1 - teacher_share) * self.answers[self.taught_tokens] + teacher_share * self.taught
         return self.answers.index_copy(0, self.taught_tokens, mixed)
+
+    def kept_losses(self, text_share: float) -> Tensor:
+        """The divergence of each token of unrelated text, a share of it replaced by -log P of the text's own token."""
+        return (1 - text_share) * self.kept + text_share * self.text
 
 
 def question_rows(
@@ -144,14 +153,17 @@ def question_rows(
             labels += question.ids[question.num_prompt :]
             questions += [(asked, index) for index in range(question.num_labels)]
             at += size
+    kept_labels: list[int] = []
     column = states.states.index(states.start_block) * states.hidden_size
     for row, number in enumerate(kept_passages, start=len(packed)):
         own = states.passage_states(number)[:, column : column + states.hidden_size]
-        size = min(row_tokens, len(states.passages[number].chunks[0]))
+        ids = states.passages[number].chunks[0][:row_tokens]
+        size = len(ids)
         hidden[row, :size] = own[:size]
         segments[row, :size] = 1
         supervised[row, : size - 1] = True
         labels += [-1] * (size - 1)
+        kept_labels += ids[1:]
         questions += [None] * (size - 1)
         owners.append(rng.randrange(len(groups)))
     return QuestionRows(
@@ -161,6 +173,7 @@ def question_rows(
         supervised,
         torch.tensor(labels),
         questions,
+        torch.tensor(kept_labels, dtype=torch.long),
         len(kept_passages),
     )
 
@@ -239,14 +252,14 @@ def pass_losses(
     question = torch.tensor(
         [numbers.setdefault(each[0], len(numbers)) for each in rows.questions if each is not None], device=device
     )
-    kept = logits.new_zeros(0, dtype=torch.float32)
+    kept = text = logits.new_zeros(0, dtype=torch.float32)
     if rows.kept_rows:
         own = slice(len(rows.hidden) - rows.kept_rows, None)
         with torch.no_grad():
             plain = resumed_logits(
                 base.model, states.start_block, rows.hidden[own], rows.segments[own], rows.supervised[own], norms
             )
-        kept = _divergence(logits[~is_answer], plain)
+        kept, text = unrelated_text_losses(logits[~is_answer], plain, rows.kept_labels.to(device))
     asked_for = sum(queries.values(), torch.zeros((), device=device))
     if unit_queries:
         asked_for = torch.stack(unit_queries).mean(0)
@@ -264,6 +277,7 @@ def pass_losses(
         places,
         question[found],
         kept,
+        text,
         repeats,
         question[repeated],
         *taught_losses(answer_logits, answers, labels, asked, taught or {}),
@@ -278,10 +292,3 @@ def _sum(updates: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Te
     if len(updates) == 1:
         return updates[0]
     return lambda inputs: sum((update(inputs) for update in updates[1:]), updates[0](inputs))
-
-
-def _divergence(logits: Tensor, plain: Tensor) -> Tensor:
-    """KL(base || adapted) of each token."""
-    own = F.log_softmax(logits.float(), dim=-1)
-    before = F.log_softmax(plain.float(), dim=-1)
-    return F.kl_div(own, before, log_target=True, reduction="none").sum(-1)

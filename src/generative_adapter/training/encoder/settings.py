@@ -39,6 +39,8 @@ class EncoderTraining:
         rows: rows of `row_tokens` tokens of questions in a pass.
         kept_rows: rows of unrelated text in a pass, whose next-token probabilities are to stay.
         kept_weight: weight of the divergence there.
+        kept_text_share: part of it that is -log P of the text's own next tokens rather than the divergence from what
+            the base model says of them: perplexity on unrelated text falls, where the divergence alone lets it rise.
         repeat_weight: weight of not beginning an answer with a word of its own question, unless the answer holds that
             word.
         teacher_share: part of the loss of an answer that is its divergence from what a teacher says who reads the
@@ -73,6 +75,7 @@ class EncoderTraining:
     rows: int = 12
     kept_rows: int = 2
     kept_weight: float = 1.0
+    kept_text_share: float = 0.0
     repeat_weight: float = 0.0
     teacher_share: float = 0.0
     teacher: str | None = None
@@ -94,8 +97,8 @@ class EncoderTraining:
             f"{where}.lookup_learning_rate must be positive, got {self.lookup_learning_rate}",
         )
         require(len(self.lookup_layers) > 0, f"{where}.lookup_layers is empty; name at least one block")
-        require(0 <= self.alike_share <= 1, f"{where}.alike_share must lie in [0, 1], got {self.alike_share}")
-        require(0 <= self.teacher_share <= 1, f"{where}.teacher_share must lie in [0, 1], got {self.teacher_share}")
+        for name in ("alike_share", "teacher_share", "kept_text_share"):
+            require(0 <= getattr(self, name) <= 1, f"{where}.{name} must lie in [0, 1], got {getattr(self, name)}")
         require(
             all(source >= 0 for source in self.teacher_sources),
             f"{where}.teacher_sources must be numbers of sources, from 0 on, got {list(self.teacher_sources)}",
