@@ -74,6 +74,8 @@ class EncoderConfig:
         token_share: part of a chunk's tokens that are remembered, those with the longest keys; below 1 only where units
             take tokens.
         least_tokens: but at least so many of a chunk, or all it has.
+        surroundings_dim: part of the `state_dim` numbers of a key that says, by a fixed code, which rare words stand
+            around its token; above 0 only where units alone read.
     """
 
     states: tuple[int, ...] = (6, 12, 18, 24)
@@ -89,6 +91,7 @@ class EncoderConfig:
     unit_layers: tuple[int, ...] = ()
     token_share: float = 1.0
     least_tokens: int = 64
+    surroundings_dim: int = 0
 
     def __post_init__(self) -> None:
         where = "generator.encoder"
@@ -110,6 +113,7 @@ class EncoderConfig:
             "constant_rank",
             "constant_from_layer",
             "least_tokens",
+            "surroundings_dim",
         ):
             require(getattr(self, name) >= 0, f"{where}.{name} must not be negative, got {getattr(self, name)}")
         require(
@@ -230,6 +234,13 @@ class GeneratorConfig:
                 getattr(self, name) == defaults[name],
                 f"generator.{name} belongs to the paper's generator; remove it, or generator.encoder",
             )
+        assert self.encoder is not None
+        coded = self.encoder.surroundings_dim
+        require(
+            coded == 0 or (coded < self.state_dim and len(self.encoder.unit_layers) > 0 and self.layers == ()),
+            f"generator.encoder.surroundings_dim must lie below state_dim ({self.state_dim}) and needs unit_layers and "
+            f"no other layers (generator.layers: []), got {coded}",
+        )
 
 
 @dataclass(frozen=True)

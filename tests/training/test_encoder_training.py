@@ -20,8 +20,9 @@ from generative_adapter.training.encoder.encoding import group_memories
 from generative_adapter.training.encoder.groups import GroupSampler
 from generative_adapter.training.encoder.lookups import SHARPNESS, WordScores, lookup_losses
 from generative_adapter.training.encoder.passages import load_passages, passage, save_passages
-from generative_adapter.training.encoder.passes import pass_losses, question_rows
+from generative_adapter.training.encoder.passes import pass_losses
 from generative_adapter.training.encoder.preparing import lookup_targets
+from generative_adapter.training.encoder.question_rows import question_rows
 from generative_adapter.training.encoder.settings import EncoderTraining
 from generative_adapter.training.encoder.starting import measure_start
 from generative_adapter.training.run import run_training

@@ -7,13 +7,11 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from generative_adapter import GenerativeAdapter
 from generative_adapter.base_model.generator_building import build_generator
-from generative_adapter.base_model.inject import find_linear, inject
+from generative_adapter.base_model.inject import find_linear
 from generative_adapter.base_model.prompts import start_ids
-from generative_adapter.base_model.resumed_pass import resumed_logits
 from generative_adapter.base_model.text_blocks import block_chunks
 from generative_adapter.checkpoint import load_generator, load_generator_alone
 from generative_adapter.config import EncoderConfig
@@ -23,12 +21,12 @@ from generative_adapter.generator.memory import ContextMemory
 from generative_adapter.training.encoder.encoding import group_memories
 from generative_adapter.training.encoder.groups import GroupSampler
 from generative_adapter.training.encoder.lookups import SHARPNESS, WordScores, lookup_losses
-from generative_adapter.training.encoder.passes import pass_losses, question_rows
 from generative_adapter.training.encoder.preparing import lookup_targets
 from generative_adapter.training.encoder.starting import measure_start
 from generative_adapter.training.encoder.taking_over import fit_unit_queries
 from generative_adapter.training.run import run_training
 from metric_lines import training_lines, training_losses
+from unit_passes import check_passes
 
 
 @pytest.fixture
@@ -39,21 +37,6 @@ def encoder_values(encoder_values):
     del encoder_values["encoder_training"]["lookup_layers"]
     encoder_values["encoder_training"] |= {"group_passages": [1, 2, 5], "group_shares": [1, 1, 1]}
     return encoder_values
-
-
-def rows_of(base, generator, states, passages) -> torch.Tensor:
-    """The memory of some passages, each chunk read alone, from the states that are kept."""
-    rows = []
-    embeddings = base.model.get_input_embeddings().weight.detach()
-    for number in passages:
-        kept, at = states.passage_states(number).float(), 0
-        for chunk in states.passages[number].chunks:
-            own = kept[at : at + len(chunk)].unsqueeze(0)
-            hidden = dict(zip(generator.layers[1:], own.chunk(len(generator.layers) - 1, dim=-1), strict=True))
-            hidden[0] = embeddings[torch.tensor([chunk])].to(torch.bfloat16).float()
-            rows.append(generator.write(hidden)[MEMORY][0])
-            at += len(chunk)
-    return torch.cat(rows)
 
 
 @pytest.mark.parametrize("step", range(4))
@@ -121,33 +104,6 @@ def test_remembering_less_needs_units():
     for share in (0.0, 1.5):
         with pytest.raises(ConfigError, match="token_share"):
             EncoderConfig(unit_layers=(1,), token_share=share)
-
-
-def check_passes(recipe, base, generator, states, embeddings, step):
-    sampler = GroupSampler(states, embeddings, recipe.encoder_training, seed=0)
-    groups = sampler.groups(step, 0, 8)
-    memories = group_memories(generator, states, embeddings, groups)
-    rows = question_rows(states, groups, 96, 30)
-    found = pass_losses(base, generator, states, rows, memories, lookup_targets(recipe, generator), [])
-    expected = []
-    for asked, index in [each for each in rows.questions if each is not None]:
-        if index:
-            continue
-        group = next(each for each in groups if asked.passage in each.passages and asked in each.asked)
-        question = states.passages[asked.passage].questions[asked.number]
-        memory = {MEMORY: rows_of(base, generator, states, group.passages)}
-        hidden = states.question_states(asked).float().unsqueeze(0)  # rounded, as the pass has them
-        supervised = torch.zeros(1, len(question.ids), dtype=torch.bool)
-        supervised[0, question.num_prompt - 1 : -1] = True
-        with torch.no_grad(), inject(base.model, generator.adapter(memory)):
-            logits = resumed_logits(base.model, 1, hidden, torch.ones_like(supervised).long(), supervised)
-        expected.append(F.cross_entropy(logits, torch.tensor(question.ids[question.num_prompt :]), reduction="none"))
-    assert expected
-    torch.testing.assert_close(found.answers, torch.cat(expected), rtol=5e-3, atol=5e-3)
-    found.answers.sum().backward()
-    for block in generator.unit_blocks:
-        assert all(float(each.grad.abs().max()) > 0 for each in block.parameters() if each.grad is not None)
-        assert block.query_proj.grad is not None and block.gate_strength.grad is not None
 
 
 def test_an_empty_memory_changes_nothing(generator):

@@ -23,6 +23,8 @@ from generative_adapter.generator.low_rank import LowRankAdapter, LowRankFactors
 from generative_adapter.generator.memory_reader import MemoryReader
 from generative_adapter.generator.normalization import NORMALIZATION_LABEL, ridge_inverse
 from generative_adapter.generator.protocol import ContextGenerator
+from generative_adapter.generator.surroundings import WEIGHTS as SURROUNDINGS
+from generative_adapter.generator.surroundings import Surroundings
 from generative_adapter.generator.token_units import TokenUnits, longest, tokens_of_blocks
 from generative_adapter.generator.trained_adapter import TrainedAdapter
 from generative_adapter.generator.unit_rms import unit_rms
@@ -49,12 +51,14 @@ class EncoderGenerator(ContextGenerator):
     vector, e its embedding and P and b of a fixed `WordMap` (of random directions, until `set_word_map`); S = sum v k^T
     and C = sum k k^T, kept as one state, S above C; target l's update is scale * A_l S (C + lambda I)^-1 B_l
     (`MemoryReader`), and beside it the constant part. With `unit_targets` the memory keeps values and keys of tokens
-    (`remembered`) instead of the sums, and units of these blocks take one token each (`TokenUnits`).
+    (`remembered`) instead of the sums, and units of these blocks take one token each (`TokenUnits`). With
+    `encoder.surroundings_dim` keys end with a fixed part, sigmoid(g.x + c + 1) n (`Surroundings`), that C knows
+    nothing of.
 
     Args:
         targets: the linears that read the memory; none where only units do.
         hidden_size: d_h.
-        state_dim: d_r, width of keys.
+        state_dim: d_r, width of keys, their fixed part included.
         value_dim: d_v, width of values.
         scale: factor on the generated update.
         encoder: form of the encoder.
@@ -92,6 +96,7 @@ class EncoderGenerator(ContextGenerator):
         check_form(targets, hidden_size, value_dim)
         self.targets = tuple(targets)
         self.hidden_size, self.state_dim, self.value_dim = hidden_size, state_dim, value_dim
+        self.learned_dim = state_dim - encoder.surroundings_dim
         self.token_share, self.least_tokens = encoder.token_share, encoder.least_tokens
         self.compute_dtype = torch.float32  # of the encoder's products; training may take a shorter one
         self._layers = (0, *encoder.states)
@@ -100,7 +105,7 @@ class EncoderGenerator(ContextGenerator):
         self.encoder = ContextEncoder(
             hidden_size * len(self._layers), width, encoder.layers, encoder.heads, encoder.largest_distance
         )
-        self.key_proj = nn.Parameter(torch.randn(state_dim, width) * width**-0.5)
+        self.key_proj = nn.Parameter(torch.randn(self.learned_dim, width) * width**-0.5)
         self.gate_proj = nn.Parameter(torch.zeros(width))
         self.gate_bias = nn.Parameter(torch.zeros(1))
         self.value_proj = nn.Parameter(torch.zeros(value_dim, width))
@@ -108,6 +113,7 @@ class EncoderGenerator(ContextGenerator):
         self.register_buffer("word_proj", nn.init.orthogonal_(torch.empty(value_dim, hidden_size)))
         self.register_buffer("word_bias", torch.zeros(value_dim))
         self.register_buffer("word_directions", word_directions(self.word_proj, final_norm.detach().float()))
+        self.surroundings = Surroundings(hidden_size, encoder.surroundings_dim) if encoder.surroundings_dim else None
         self.readers = nn.ModuleList(
             MemoryReader(each.in_features, each.out_features, state_dim, value_dim, scale, len(self.targets))
             for each in self.targets
@@ -188,7 +194,8 @@ class EncoderGenerator(ContextGenerator):
         """
         real = torch.ones(keys.shape[:2], dtype=torch.bool, device=keys.device) if mask is None else mask.bool()
         wanted = [self.num_rows(size) for size in real.sum(-1).tolist()]
-        return real if self.token_share == 1 else longest(keys, real, torch.tensor(wanted, device=keys.device))
+        learned = keys[..., : self.learned_dim]
+        return real if self.token_share == 1 else longest(learned, real, torch.tensor(wanted, device=keys.device))
 
     def pair(self, keys: Tensor, values: Tensor) -> Tensor:
         """sum_i v_i k_i^T above sum_i k_i k_i^T, `[batch, d_v + d_r, d_r]`."""
@@ -211,17 +218,24 @@ class EncoderGenerator(ContextGenerator):
         if mask is not None:
             gates = gates * mask
         words = hidden[0].float() @ self.word_proj.mT - self.word_bias
+        if self.surroundings is not None:
+            keys = torch.cat([keys, self.surroundings(hidden[0], mask)], dim=-1)
         return keys * gates.unsqueeze(-1), words + self._product(short, self.value_proj).float()
 
     def normalize(self, states: Tensor) -> Tensor:
         """norm(S) = S (C + lambda I)^-1 of states `[..., d_v + d_r, d_r]`: `[..., d_v, d_r]`."""
-        return self._normalize(states)[0]
+        return self.normalized(states)[0]
 
-    def _normalize(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """norm(S) and (C + lambda I)^-1."""
+    def normalized(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """norm(S) and (C + lambda I)^-1, `[..., d_r, d_r]`; the latter leaves the fixed part of keys as it is."""
+        learned, fixed = self.learned_dim, self.state_dim - self.learned_dim
         with record_function(NORMALIZATION_LABEL):
-            sums, inverse = ridge_inverse(states, self.ridge_strength)
-            return sums @ inverse, inverse
+            part = states[..., : self.value_dim + learned, :learned]
+            _, inverse = ridge_inverse(part, self.ridge_strength)
+            if fixed:
+                own = torch.arange(self.state_dim, device=states.device) >= learned
+                inverse = functional.pad(inverse, (0, fixed, 0, fixed)) + own.to(states).diag()
+            return states[..., : self.value_dim, :] @ inverse, inverse
 
     def units_taken(self, num_rows: int) -> int:
         """See `ContextGenerator.units_taken`."""
@@ -239,11 +253,12 @@ class EncoderGenerator(ContextGenerator):
         if self.keeps_tokens:
             values, keys = rows.split(widths, dim=-1)
             state = self.pair(keys, values)
-        normalized, inverse = self._normalize(state)
+        normalized, inverse = self.normalized(state)
         factors = {target.name: self[target.name].factors(normalized, words) for target in self.targets}
         if self.keeps_tokens:
             values, keys = rows.split(widths, dim=-1)
-            for block, numbers in zip(self.unit_blocks, tokens_of_blocks(keys, self.unit_blocks), strict=True):
+            taken = tokens_of_blocks(keys[:, : self.learned_dim], self.unit_blocks)
+            for block, numbers in zip(self.unit_blocks, taken, strict=True):
                 for name, own in block.factors(keys[numbers] @ inverse, values[numbers], words).items():
                     factors[name] = _side_by_side(factors[name], own) if name in factors else own
         if self.constant is not None:
@@ -258,6 +273,8 @@ class EncoderGenerator(ContextGenerator):
         named: dict[str, Tensor] = {f"encoder.{name}": tensor for name, tensor in self.encoder.named_parameters()}
         for name in _MEMORY_WEIGHTS:
             named[f"memory.{name}"] = getattr(self, name)
+        if self.surroundings is not None:
+            named |= {f"memory.{name}": getattr(self.surroundings, name) for name in SURROUNDINGS}
         for target in self.targets:
             named |= {
                 f"{target.name}.{name}": tensor for name, tensor in self[target.name].state_dict(keep_vars=True).items()

@@ -220,7 +220,9 @@ def _make_encoder_trainer(
     if recipe.initial_generator is not None and not resumed:
         embeddings = base.model.get_input_embeddings()
         assert isinstance(embeddings, nn.Embedding)
-        take_over(generator, recipe.initial_generator, base, states, embeddings.weight.detach().cpu())
+        take_over(
+            generator, recipe.initial_generator, base, states, embeddings.weight.detach().cpu(), recipe.row_tokens
+        )
     taught = taught_answers(recipe, base, states, processes, tell)
     trainer = EncoderTrainer(
         recipe, base, generator, states, lambda done: describe(recipe, base, trainer, done), progress, processes, taught

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from generative_adapter.generator.encoder_generator import EncoderGenerator
-from generative_adapter.generator.normalization import ridge_inverse
 from generative_adapter.training.encoder.frozen_states import FrozenStates
 from generative_adapter.training.encoder.groups import Group, group_places, read_chunks
 
@@ -66,8 +65,7 @@ def group_memories(
     kept = keys * remembered.unsqueeze(-1)
     spans = [slice(start, start + size) for start, _, size in places]
     stacked = torch.stack([generator.pair(kept[span].unsqueeze(0), values[span].unsqueeze(0))[0] for span in spans])
-    sums, inverses = ridge_inverse(stacked, generator.ridge_strength)
-    normalized = sums @ inverses
+    normalized, inverses = generator.normalized(stacked)
     return [
         GroupMemory(
             keys[span],

@@ -26,11 +26,13 @@ from generative_adapter.training.encoder.groups import Group, GroupSampler
 from generative_adapter.training.encoder.held_out import lookup_sums, means, pass_sums
 from generative_adapter.training.encoder.lookups import WordScores, lookup_losses
 from generative_adapter.training.encoder.optimizer import average_gradients, make_optimizer
-from generative_adapter.training.encoder.passes import PassLosses, pass_losses, question_rows
+from generative_adapter.training.encoder.passes import PassLosses, pass_losses
 from generative_adapter.training.encoder.preparing import lookup_targets
-from generative_adapter.training.encoder.question_loss import kept_questions, question_loss
+from generative_adapter.training.encoder.question_loss import mean_or_zero, question_loss, weighted_losses
+from generative_adapter.training.encoder.question_rows import question_rows
 from generative_adapter.training.encoder.repeated_words import own_words
 from generative_adapter.training.encoder.starting import set_word_strength
+from generative_adapter.training.encoder.surroundings_start import question_codes
 from generative_adapter.training.encoder.teacher import TaughtAnswer
 from generative_adapter.training.optimizers import CombinedOptimizer
 from generative_adapter.training.processes import Processes
@@ -82,6 +84,9 @@ class EncoderTrainer(SteppedTraining):
         self._norms = find_plain_norms(base.model)
         self._own_words = own_words(states) if self._settings.repeat_weight else None
         self._taught = taught
+        self._codes = None
+        if self._settings.question_word_weight and generator.surroundings is not None:
+            self._codes = question_codes(generator, states, self._embeddings)
         self._scores: WordScores | None = None
         self.optimizer = self._make_optimizer()
 
@@ -156,15 +161,15 @@ class EncoderTrainer(SteppedTraining):
         found = lookup_losses(
             self.generator, self._scores, self.states, groups, self._memories(groups), self._lookup_targets
         )
-        loss = self._settings.word_weight * _mean(found.words) + _mean(found.places)
+        loss = self._settings.word_weight * mean_or_zero(found.words) + mean_or_zero(found.places)
         real = float(self._num_passage_tokens(groups))
         return loss, {
             "real_tokens": real,
             "computed_tokens": real,
-            "place_loss": _mean(found.places).item(),
-            "word_loss": _mean(found.words).item(),
-            "found_first": _mean(found.found_first).item(),
-            "said_first": _mean(found.said_first).item(),
+            "place_loss": mean_or_zero(found.places).item(),
+            "word_loss": mean_or_zero(found.words).item(),
+            "found_first": mean_or_zero(found.found_first).item(),
+            "said_first": mean_or_zero(found.said_first).item(),
             "questions": float(sum(len(group.asked) for group in groups)),
         }
 
@@ -179,25 +184,19 @@ class EncoderTrainer(SteppedTraining):
         found = self._pass(rows, self._memories(groups))
         progress = (step - settings.lookup_steps) / settings.position_steps
         position_weight = settings.position_weight * max(0.1, 1 - 0.9 * progress)
-        counted = kept_questions(found.answers, found.question, found.sources, settings.dropped_shares)
-        loss = question_loss(found.token_losses(settings.teacher_share), found.question, counted)
-        loss = loss + position_weight * _mean(found.places[counted[found.place_question]])
-        loss = loss + settings.kept_weight * _mean(found.kept_losses(settings.kept_text_share))
-        if settings.repeat_weight:
-            loss = loss + settings.repeat_weight * _mean(found.repeats[counted[found.repeat_question]])
-        num_questions = int(found.question.max()) + 1
         read = self._num_passage_tokens(groups)
-        return loss, {
+        return weighted_losses(found, settings, position_weight), {
             "real_tokens": float(read + (rows.segments > 0).sum()),
             "computed_tokens": float(read + rows.segments.numel()),
             "answer_loss": found.answers.mean().item(),
             "correct": found.correct.float().mean().item(),
-            "place_loss": _mean(found.places).item(),
-            "kept_loss": _mean(found.kept).item(),
-            "kept_text_rise": _mean(found.text).item(),
-            **({"repeat_loss": _mean(found.repeats).item()} if settings.repeat_weight else {}),
-            **({"teacher_loss": _mean(found.taught).item()} if self._taught else {}),
-            "questions": float(num_questions),
+            "place_loss": mean_or_zero(found.places).item(),
+            "kept_loss": mean_or_zero(found.kept).item(),
+            "kept_text_rise": mean_or_zero(found.text).item(),
+            **({"repeat_loss": mean_or_zero(found.repeats).item()} if settings.repeat_weight else {}),
+            **({"question_word_loss": mean_or_zero(found.words).item()} if self._codes is not None else {}),
+            **({"teacher_loss": mean_or_zero(found.taught).item()} if self._taught else {}),
+            "questions": float(int(found.question.max()) + 1),
         }
 
     @property
@@ -221,6 +220,7 @@ class EncoderTrainer(SteppedTraining):
                 self._norms,
                 self._own_words,
                 self._taught,
+                self._codes,
             )
 
     @torch.no_grad()
@@ -293,7 +293,3 @@ class EncoderTrainer(SteppedTraining):
         else:
             own += [generator[target.name].query_proj for target in self._lookup_targets]
         return own + (list(self._scores.parameters()) if self._scores is not None else [])
-
-
-def _mean(values: Tensor) -> Tensor:
-    return values.mean() if len(values) else values.sum()

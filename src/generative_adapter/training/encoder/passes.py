@@ -5,7 +5,6 @@ Leaves out: which groups there are (`groups`) and what they were written as (`en
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,44 +15,17 @@ from generative_adapter.base_model.inject import add_to_outputs
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.base_model.resumed_pass import resumed_logits
 from generative_adapter.config import TargetShape
-from generative_adapter.data.collation import pack
 from generative_adapter.generator.encoder_generator import EncoderGenerator
 from generative_adapter.training.cross_entropy import cross_entropy
 from generative_adapter.training.encoder.encoding import GroupMemory
 from generative_adapter.training.encoder.frozen_states import Asked, FrozenStates
-from generative_adapter.training.encoder.groups import Group
 from generative_adapter.training.encoder.places import place_losses
+from generative_adapter.training.encoder.question_rows import QuestionRows
+from generative_adapter.training.encoder.question_words import question_word_losses
 from generative_adapter.training.encoder.repeated_words import repeat_losses
 from generative_adapter.training.encoder.teacher import TaughtAnswer, taught_losses
 from generative_adapter.training.encoder.unit_updates import unit_updates
 from generative_adapter.training.encoder.unrelated_text import unrelated_text_losses
-
-_PROMPT_END = 4  # tokens behind a question or so, which are never dropped, as little as its prompt's first
-
-
-@dataclass(frozen=True)
-class QuestionRows:
-    """Questions and unrelated text in rows, for one pass.
-
-    Attributes:
-        hidden: what enters the start block, `[rows, tokens, d_h]`.
-        segments: 1, 2, ... for the question a token belongs to, 0 for padding, `[rows, tokens]`.
-        owners: number of the group whose memory a row reads, `[rows]`.
-        supervised: tokens before those to predict, `[rows, tokens]`, bool.
-        labels: these, row-major, -1 for those of unrelated text, `[supervised]`.
-        questions: the question of each label and the label's number in its answer, None for unrelated text.
-        kept_labels: the tokens to predict of unrelated text, row-major, `[kept tokens]`.
-        kept_rows: rows of unrelated text, the last ones.
-    """
-
-    hidden: Tensor
-    segments: Tensor
-    owners: Tensor
-    supervised: Tensor
-    labels: Tensor
-    questions: list[tuple[Asked, int] | None]
-    kept_labels: Tensor
-    kept_rows: int
 
 
 @dataclass(frozen=True)
@@ -75,6 +47,9 @@ class PassLosses:
         repeat_question: number of the question each of these belongs to, `[repeats]`.
         taught: divergence from the teacher at the answer tokens it was asked, `[taught]`, with gradients.
         taught_tokens: numbers of these among the answer tokens, `[taught]`.
+        words: how far what each block of units is told of a question's words is from these, where its answer begins,
+            `[questions]`, with gradients; empty unless asked for.
+        word_question: number of the question each of these belongs to, `[questions]`.
     """
 
     answers: Tensor
@@ -89,6 +64,8 @@ class PassLosses:
     repeat_question: Tensor
     taught: Tensor
     taught_tokens: Tensor
+    words: Tensor
+    word_question: Tensor
 
     def token_losses(self, teacher_share: float) -> Tensor:
         """-log P of each answer token, a share of it replaced by the divergence from the teacher where there is one."""
@@ -98,84 +75,6 @@ class PassLosses:
     def kept_losses(self, text_share: float) -> Tensor:
         """The divergence of each token of unrelated text, a share of it replaced by -log P of the text's own token."""
         return (1 - text_share) * self.kept + text_share * self.text
-
-
-def question_rows(
-    states: FrozenStates,
-    groups: Sequence[Group],
-    row_tokens: int,
-    most_rows: int,
-    kept_passages: Sequence[int] = (),
-    rng: random.Random | None = None,
-    dropout: float = 0.0,
-) -> QuestionRows:
-    """The questions of all groups in at most `most_rows` rows, those that don't fit left out, and unrelated text.
-
-    Args:
-        states: the passages with their states.
-        groups: what is asked.
-        row_tokens: length of a row.
-        most_rows: of questions.
-        kept_passages: one for every row of unrelated text; read under the memory of any group.
-        rng: decides which, and what is dropped.
-        dropout: part of the questions' own tokens that is left out, so that no single word is relied on; the blocks
-            below the lowest adapted one have seen them.
-    """
-    rng = rng or random.Random(0)
-    packed: list[tuple[int, list[Asked]]] = []
-
-    def length(asked: Asked) -> int:
-        return len(states.passages[asked.passage].questions[asked.number].ids)
-
-    for owner, group in enumerate(groups):
-        rows = pack(group.asked, length, row_tokens)
-        packed += [(owner, row) for row in rows]
-    packed = packed[:most_rows]
-    total = len(packed) + len(kept_passages)
-    hidden = torch.zeros(total, row_tokens, states.hidden_size, dtype=torch.bfloat16)
-    segments = torch.zeros(total, row_tokens, dtype=torch.long)
-    supervised = torch.zeros(total, row_tokens, dtype=torch.bool)
-    labels: list[int] = []
-    questions: list[tuple[Asked, int] | None] = []
-    owners = [owner for owner, _ in packed]
-    for row, (_, asked_here) in enumerate(packed):
-        at = 0
-        for number, asked in enumerate(asked_here, start=1):
-            question = states.passages[asked.passage].questions[asked.number]
-            stays = list(range(len(question.ids)))
-            if dropout:
-                asks = range(1, question.num_prompt - _PROMPT_END)
-                stays = [place for place in stays if place not in asks or rng.random() >= dropout]
-            size = len(stays)
-            hidden[row, at : at + size] = states.question_states(asked)[stays]
-            segments[row, at : at + size] = number
-            supervised[row, at + size - question.num_labels - 1 : at + size - 1] = True
-            labels += question.ids[question.num_prompt :]
-            questions += [(asked, index) for index in range(question.num_labels)]
-            at += size
-    kept_labels: list[int] = []
-    column = states.states.index(states.start_block) * states.hidden_size
-    for row, number in enumerate(kept_passages, start=len(packed)):
-        own = states.passage_states(number)[:, column : column + states.hidden_size]
-        ids = states.passages[number].chunks[0][:row_tokens]
-        size = len(ids)
-        hidden[row, :size] = own[:size]
-        segments[row, :size] = 1
-        supervised[row, : size - 1] = True
-        labels += [-1] * (size - 1)
-        kept_labels += ids[1:]
-        questions += [None] * (size - 1)
-        owners.append(rng.randrange(len(groups)))
-    return QuestionRows(
-        hidden,
-        segments,
-        torch.tensor(owners),
-        supervised,
-        torch.tensor(labels),
-        questions,
-        torch.tensor(kept_labels, dtype=torch.long),
-        len(kept_passages),
-    )
 
 
 def pass_losses(
@@ -188,6 +87,7 @@ def pass_losses(
     norms: list[nn.Module],
     own_words: dict[Asked, tuple[int, ...]] | None = None,
     taught: Mapping[Asked, TaughtAnswer] | None = None,
+    codes: Mapping[Asked, Tensor] | None = None,
 ) -> PassLosses:
     """The losses of one pass; differentiable.
 
@@ -201,6 +101,7 @@ def pass_losses(
         norms: of the base model, that may run leanly (`find_plain_norms`).
         own_words: of all questions, if repeating them is a loss.
         taught: what a teacher says.
+        codes: of all questions' words, if telling them is a loss.
     """
     dtype, device = base.dtype, base.device
     rows = replace(
@@ -269,6 +170,10 @@ def pass_losses(
     repeats, repeated = answers.new_zeros(0), []
     if own_words is not None:
         repeats, repeated = repeat_losses(answer_logits, answers, labels, asked, own_words)
+    words, worded = answers.new_zeros(0), []
+    if codes is not None:
+        told = [each[:, generator.learned_dim :] for each in unit_queries]
+        words, worded = question_word_losses(told, asked, codes)
     return PassLosses(
         answers,
         (answer_logits.detach().argmax(-1) == labels),
@@ -281,6 +186,8 @@ def pass_losses(
         repeats,
         question[repeated],
         *taught_losses(answer_logits, answers, labels, asked, taught or {}),
+        words,
+        question[worded],
     )
 
 

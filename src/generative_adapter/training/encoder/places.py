@@ -6,7 +6,6 @@ Leaves out: the passes that ask (`passes`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,9 +13,7 @@ from torch import Tensor
 from generative_adapter.training.encoder.encoding import GroupMemory
 from generative_adapter.training.encoder.frozen_states import FrozenStates
 from generative_adapter.training.encoder.lookups import SHARPNESS
-
-if TYPE_CHECKING:
-    from generative_adapter.training.encoder.passes import QuestionRows
+from generative_adapter.training.encoder.question_rows import QuestionRows
 
 
 def place_losses(

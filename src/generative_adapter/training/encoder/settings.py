@@ -43,6 +43,8 @@ class EncoderTraining:
             the base model says of them: perplexity on unrelated text falls, where the divergence alone lets it rise.
         repeat_weight: weight of not beginning an answer with a word of its own question, unless the answer holds that
             word.
+        question_word_weight: weight of telling a question's words where its answer begins, to keys whose surroundings
+            are known (`generator.encoder.surroundings_dim`).
         teacher_share: part of the loss of an answer that is its divergence from what a teacher says who reads the
             passage; the rest is -log P of its tokens, as where the teacher wasn't asked. 0: there is no teacher.
         teacher: a base model with the same tokenizer, as in `base_model` (`scripts/questions/train_reader.py` makes
@@ -77,6 +79,7 @@ class EncoderTraining:
     kept_weight: float = 1.0
     kept_text_share: float = 0.0
     repeat_weight: float = 0.0
+    question_word_weight: float = 0.0
     teacher_share: float = 0.0
     teacher: str | None = None
     teacher_end: str | None = None
@@ -90,7 +93,8 @@ class EncoderTraining:
         where = "encoder_training"
         for name in ("passages", "lookup_labels", "lookup_questions", "rows", "position_steps", "evaluation_passages"):
             require(getattr(self, name) > 0, f"{where}.{name} must be positive, got {getattr(self, name)}")
-        for name in ("lookup_steps", "kept_rows", "kept_weight", "word_weight", "position_weight", "repeat_weight"):
+        not_negative = ("lookup_steps", "kept_rows", "kept_weight", "word_weight", "position_weight", "repeat_weight")
+        for name in (*not_negative, "question_word_weight"):
             require(getattr(self, name) >= 0, f"{where}.{name} must not be negative, got {getattr(self, name)}")
         require(
             self.lookup_learning_rate > 0,

@@ -17,6 +17,7 @@ from generative_adapter.config import TargetShape
 from generative_adapter.generator.encoder_generator import EncoderGenerator
 from generative_adapter.generator.word_map import measure_word_map
 from generative_adapter.training.encoder.frozen_states import FrozenStates, padded, word_counts
+from generative_adapter.training.encoder.surroundings_start import measure_surroundings
 
 _QUESTIONS = 128
 _UNIT_LOUDNESS = 20.0  # of a unit whose token is meant, beside a linear read
@@ -38,6 +39,7 @@ def measure_start(generator: EncoderGenerator, base: BaseModel, states: FrozenSt
     counts = word_counts(states, len(embeddings)).to(embeddings.device)
     gains = final_norm_gains(base.model, generator.hidden_size)
     generator.set_word_map(measure_word_map(embeddings, counts, gains, generator.value_dim))
+    measure_surroundings(generator, base, states, embeddings, counts)
     step = max(1, len(states.asked) // _QUESTIONS)
     asked = [each[0] for each in states.asked[::step]]
     ids, mask = padded(

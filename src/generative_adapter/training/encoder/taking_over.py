@@ -18,10 +18,12 @@ from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.checkpoint import load_generator, load_weights
 from generative_adapter.errors import CheckpointError
 from generative_adapter.generator.encoder_generator import EncoderGenerator
+from generative_adapter.generator.surroundings import WEIGHTS as SURROUNDINGS
 from generative_adapter.training.encoder.encoding import GroupMemory, group_memories
 from generative_adapter.training.encoder.frozen_states import FrozenStates
 from generative_adapter.training.encoder.groups import Group
 from generative_adapter.training.encoder.lookups import SHARPNESS, lookup_projection
+from generative_adapter.training.encoder.surroundings_start import fit_surroundings_queries
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +40,19 @@ _Item = TypeVar("_Item")
 
 @torch.no_grad()
 def take_over(
-    generator: EncoderGenerator, path: str | Path, base: BaseModel, states: FrozenStates, embeddings: Tensor
+    generator: EncoderGenerator,
+    path: str | Path,
+    base: BaseModel,
+    states: FrozenStates,
+    embeddings: Tensor,
+    row_tokens: int = 128,
 ) -> None:
     """Copies what a generator file knows into a new generator of the same encoder.
 
     Targets, constant parts and units that only one of the two has stay as they are new, or are left out; so do further
     layers of the encoder and further ranks of the constant part, which change nothing at first. Wider keys and values
-    are narrowed; with new units and inputs of their gates among the states, `fit_unit_queries` follows.
+    are narrowed; with new units and inputs of their gates among the states, `fit_unit_queries` follows, with new
+    surroundings `fit_surroundings_queries`.
 
     Args:
         generator: a new one, after `measure_start`.
@@ -52,6 +60,7 @@ def take_over(
         base: the frozen base model.
         states: of the passages.
         embeddings: of the base model, `[words, d_h]`.
+        row_tokens: length of a row of questions, where some are asked.
 
     Raises:
         CheckpointError: when the file's generator is of another form, or narrower.
@@ -60,18 +69,32 @@ def take_over(
     other = load_generator(path, base).generator
     if not isinstance(other, EncoderGenerator):
         raise CheckpointError(f"{path}: a generator with an encoder can't start from one without")
-    if other.state_dim < generator.state_dim or other.value_dim < generator.value_dim:
+    if other.learned_dim < generator.learned_dim or other.value_dim < generator.value_dim:
         raise CheckpointError(
-            f"{path}: its keys and values are {other.state_dim} and {other.value_dim} wide, those of "
-            f"the new generator {generator.state_dim} and {generator.value_dim}, which may only be fewer"
+            f"{path}: its keys and values are {other.learned_dim} and {other.value_dim} wide, those of "
+            f"the new generator {generator.learned_dim} and {generator.value_dim}, which may only be fewer"
+        )
+    fixed = generator.state_dim - generator.learned_dim
+    if other.surroundings is not None and (other.state_dim, other.value_dim) != (
+        generator.state_dim,
+        generator.value_dim,
+    ):
+        raise CheckpointError(
+            f"{path}: surroundings can only be taken over as they are, with keys and values as wide as they were "
+            f"({other.state_dim - other.learned_dim}, {other.state_dim} and {other.value_dim} numbers); the new "
+            f"generator has {fixed}, {generator.state_dim} and {generator.value_dim}"
         )
     tensors = {name: tensor.detach() for name, tensor in other.named_weights().items()}
-    if (other.state_dim, other.value_dim) != (generator.state_dim, generator.value_dim):
+    if (other.learned_dim, other.value_dim) != (generator.learned_dim, generator.value_dim):
         tensors = _narrowed(tensors, generator, other, states, embeddings)
+    is_new = generator.surroundings is not None and other.surroundings is None
+    if is_new:
+        tensors = {name: _with_fixed_part(name, tensor, fixed) for name, tensor in tensors.items()}
     own = generator.named_weights()
     shared = ("encoder.", "memory.")  # of every generator with an encoder: what differs there is told, not left out
     further = tuple(f"encoder.layers.{at}." for at in range(len(other.encoder.layers), len(generator.encoder.layers)))
-    new_parts = [name for name in own if not name.startswith(shared) or name.startswith(further)]
+    coded = tuple(f"memory.{name}" for name in SURROUNDINGS) if is_new else ()
+    new_parts = [name for name in own if not name.startswith(shared) or name.startswith((*further, *coded))]
     fresh = [name for name in new_parts if name not in tensors]
     tensors = {name: _with_further_ranks(name, tensor, own.get(name)) for name, tensor in tensors.items()}
     known = {name: tensor for name, tensor in tensors.items() if name in own or name.startswith(shared)}
@@ -79,6 +102,15 @@ def take_over(
     logger.info("%d tensors from %s, %d new ones", len(known), path, len(fresh))
     if generator.keeps_tokens and not other.keeps_tokens and _has_gate_inputs(generator, states):
         fit_unit_queries(generator, states, embeddings)
+    if is_new:
+        fit_surroundings_queries(generator, base, states, embeddings, row_tokens)
+
+
+def _with_fixed_part(name: str, tensor: Tensor, width: int) -> Tensor:
+    """Queries of units with rows of zeros for surroundings."""
+    if not name.endswith(".unit_query"):
+        return tensor
+    return torch.cat([tensor, tensor.new_zeros(width, tensor.shape[1])])
 
 
 def _with_further_ranks(name: str, tensor: Tensor, own: Tensor | None) -> Tensor:
@@ -117,7 +149,7 @@ def _narrowed(
     eigenvalues, vectors = torch.linalg.eigh(measured)
     eigenvalues = eigenvalues.clamp_min(0)
     floor = eigenvalues[:-1].mean()
-    width = generator.state_dim
+    width = generator.learned_dim
     kept, values = vectors[:, -width:].flip(1), eigenvalues[-width:].flip(0)
     spread = (kept * (values + floor).rsqrt()).mT
     lengths = torch.cat([(each @ spread.mT).norm(dim=-1) / each.norm(dim=-1) for each in keys])

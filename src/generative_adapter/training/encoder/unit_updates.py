@@ -52,7 +52,10 @@ def unit_updates(
         on_query: is given each block's queries Q x, `[rows, tokens, d_r]`.
     """
     whitened = [memory.keys @ memory.inverse for memory in memories]
-    taken = [tokens_of_blocks(memory.remembered_keys.detach(), generator.unit_blocks) for memory in memories]
+    taken = [
+        tokens_of_blocks(each.remembered_keys.detach()[:, : generator.learned_dim], generator.unit_blocks)
+        for each in memories
+    ]
     updates: dict[str, Update] = {}
     for index, block in enumerate(generator.unit_blocks):
         numbers = [each[index] for each in taken]
