@@ -166,6 +166,18 @@ def test_generators_with_units() -> None:
     assert costs.answering_flops == pytest.approx(answering, rel=0.02)
 
 
+def test_generators_with_surroundings() -> None:
+    """The fixed part of keys is no product with the encoder's width, but sums over near words."""
+    base = eager_base("llama")
+    encoder = {"unit_layers": (0, 1), "surroundings_dim": 19, "reading_rank": 0}
+    config = tiny_encoder_config(encoder, chunk_tokens=40, layers=(), state_dim=30)
+    method = GenerativeAdapterMethod(GenerativeAdapter(base, tiny_checkpoint(base, config, prompt=PromptConfig())))
+    taking, answering, _, costs = counted(method, [QUERIES["generated"]])
+    taking += 2 * 11**3 + 2 * 6 * 4 * 40**2 * 15
+    assert 0.95 * taking < costs.contextualizing_flops < 1.02 * taking
+    assert costs.answering_flops == pytest.approx(answering, rel=0.02)
+
+
 def test_padding_of_answers_is_not_counted() -> None:
     base = eager_base("llama")
     one_by_one = ClosedBook(base, batching=Batching(max_rows=1))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from generative_adapter import GenerativeAdapter
 from generative_adapter.base_model.generator_building import build_generator
 from generative_adapter.checkpoint import load_generator, load_generator_alone
-from generative_adapter.errors import CheckpointError
+from generative_adapter.errors import CheckpointError, ConfigError
 from generative_adapter.generator.encoder_generator import MEMORY, EncoderGenerator
 from generative_adapter.generator.memory import ContextMemory
 from generative_adapter.training.encoder.encoding import group_memories
@@ -130,6 +132,13 @@ def test_a_narrower_generator_may_get_surroundings(recipe_path, tmp_path, base):
     second = run_training(recipe_path, narrow, output=tmp_path / "second")
     found = load_generator(second.generator, base).generator
     assert isinstance(found, EncoderGenerator) and (found.learned_dim, found.value_dim) == (12, 10)
+
+
+def test_surroundings_are_no_wider_than_embeddings(recipe, base):
+    width = base.model.config.hidden_size + 1
+    encoder = dataclasses.replace(recipe.generator.encoder, surroundings_dim=width)
+    with pytest.raises(ConfigError, match=f"must not exceed the width of the hidden states .*got {width}"):
+        build_generator(dataclasses.replace(recipe.generator, encoder=encoder, state_dim=width + 16), base)
 
 
 def test_new_generators_without_a_measured_start_can_be_built(recipe, base):

@@ -20,7 +20,8 @@ With an encoder of width w and m layers over b block inputs, one memory of d_v =
     encoder             2 n b d_h w + m (16 n w^2 + 4 n^2 w)
     keys and values     2 n (w d_r + d_v (d_h + w) + w)
     memory              2 n (d_v + d_r) d_r
-    adapter             2 d_r^3 + 2 d_v d_r^2, and 2 d_v d_r d_in a target
+    surroundings        2 n d_h (N + 1) + 2 n^2 N, for the last N numbers of a key, less 2 n w N
+    adapter             2 (d_r - N)^3 + 2 d_v d_r^2, and 2 d_v d_r d_in a target
 
 Where units take tokens, the sums are made with the adapter, of the rows that the memory keeps, and each of their blocks
 whitens the keys it takes, 2 n d_r^2 where it takes n.
@@ -97,7 +98,7 @@ def adapter_flops(
     width, decomposed = config.state_dim, config.normalization == "svd"
     if config.encoder is not None:
         inputs = sum(target.in_features for target in targets)
-        once = 2 * width**3 + 2 * config.rank * width * (width + inputs)
+        once = 2 * (width - config.encoder.surroundings_dim) ** 3 + 2 * config.rank * width * (width + inputs)
         sums = 2 * num_rows * (config.rank + width) * width if config.encoder.unit_layers else 0
         return float(once + sums + 2 * num_units * width**2)
     widths = sum(target.out_features + target.in_features * decomposed for target in targets)
@@ -109,9 +110,11 @@ def adapter_flops(
 
 def _encoder_writing_flops(config: GeneratorConfig, encoder: EncoderConfig, hidden_size: int, num_tokens: int) -> float:
     """Operations that encode one chunk and add it to the one memory; formulas at the top of this module."""
-    width, values, keys = encoder.width, config.rank, config.state_dim
+    width, values, keys, coded = encoder.width, config.rank, config.state_dim, encoder.surroundings_dim
     encoded = 2 * num_tokens * (1 + len(encoder.states)) * hidden_size * width
     encoded += encoder.layers * (16 * num_tokens * width**2 + 4 * num_tokens**2 * width)
-    projected = 2 * num_tokens * (width * keys + values * (hidden_size + width) + width)
+    projected = 2 * num_tokens * (width * (keys - coded) + values * (hidden_size + width) + width)
+    if coded:
+        projected += 2 * num_tokens * (hidden_size * (coded + 1) + num_tokens * coded)
     sums = 0 if encoder.unit_layers else 2 * num_tokens * (values + keys) * keys
     return float(encoded + projected + sums)

@@ -8,8 +8,8 @@ from generative_adapter.config import TargetShape
 from generative_adapter.errors import ConfigError
 
 
-def check_form(targets: Sequence[TargetShape], hidden_size: int, value_dim: int) -> None:
-    """Raises a ConfigError when a target doesn't write to the hidden states, or values are wider than these."""
+def check_form(targets: Sequence[TargetShape], hidden_size: int, value_dim: int, surroundings_dim: int) -> None:
+    """Raises a ConfigError when a target doesn't write to the hidden states, or values or surroundings are wider."""
     for target in targets:
         if target.out_features != hidden_size:
             raise ConfigError(
@@ -21,4 +21,9 @@ def check_form(targets: Sequence[TargetShape], hidden_size: int, value_dim: int)
         raise ConfigError(
             f"generator.rank, the width of the values, must not exceed that of the hidden states ({hidden_size}) with "
             f"an encoder, got {value_dim}"
+        )
+    if surroundings_dim > hidden_size:
+        raise ConfigError(
+            f"generator.encoder.surroundings_dim must not exceed the width of the hidden states ({hidden_size}), got "
+            f"{surroundings_dim}"
         )

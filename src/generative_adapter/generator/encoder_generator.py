@@ -93,7 +93,7 @@ class EncoderGenerator(ContextGenerator):
         super().__init__()
         if not (targets or unit_targets):
             raise ConfigError("an EncoderGenerator needs at least one target layer or block of units, got none")
-        check_form(targets, hidden_size, value_dim)
+        check_form(targets, hidden_size, value_dim, encoder.surroundings_dim)
         self.targets = tuple(targets)
         self.hidden_size, self.state_dim, self.value_dim = hidden_size, state_dim, value_dim
         self.learned_dim = state_dim - encoder.surroundings_dim
