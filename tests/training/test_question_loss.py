@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from generative_adapter.training.encoder.question_loss import kept_questions, question_loss
+from generative_adapter.training.encoder.passes import PassLosses
+from generative_adapter.training.encoder.question_loss import kept_questions, question_loss, weighted_losses
+from generative_adapter.training.encoder.settings import EncoderTraining
 from generative_adapter.training.run import run_training
 from metric_lines import training_lines
 
@@ -37,6 +39,40 @@ def test_the_hardest_questions_of_a_source_are_dropped():
     assert kept_questions(LOSSES, QUESTION, sources, (0.3,)).all(), "less than one question of three"
     assert kept_questions(LOSSES, QUESTION, sources, (0.7,)).tolist() == [True, False, True, False, True]
     assert kept_questions(LOSSES, QUESTION, sources, ()).all()
+
+
+def test_a_pass_sums_its_parts_by_their_weights():
+    """Parts of questions that are left out count nothing, whatever part it is."""
+    numbers = torch.tensor([0, 4])
+    found = PassLosses(
+        answers=LOSSES,
+        correct=LOSSES < 2,
+        question=QUESTION,
+        sources=torch.tensor([0, 0, 1, 0, 1]),
+        places=torch.tensor([2.0, 100.0]),
+        place_question=numbers,
+        kept=torch.tensor([0.3, 0.5]),
+        text=torch.tensor([-1.0, 2.0]),
+        repeats=torch.tensor([3.0, 100.0]),
+        repeat_question=numbers,
+        taught=torch.tensor([7.0]),
+        taught_tokens=torch.tensor([3]),
+        words=torch.tensor([0.7, 100.0]),
+        word_question=numbers,
+    )
+    settings = EncoderTraining(
+        dropped_shares=(0.0, 0.5),
+        teacher_share=0.2,
+        kept_weight=10.0,
+        kept_text_share=0.25,
+        repeat_weight=0.4,
+        question_word_weight=0.6,
+    )
+    root = 0.5**0.5
+    answers = (root * 4 + 5 + (0.8 * 0.5 + 0.2 * 7) + 4) / (2 * root + 3)
+    kept = 10 * (0.75 * 0.4 + 0.25 * 0.5)
+    expected = answers + kept + 0.3 * 2 + 0.4 * 3 + 0.6 * 0.7
+    assert weighted_losses(found, settings, 0.3).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_run_leaves_them_out(recipe_path, tmp_path):

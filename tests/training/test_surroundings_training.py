@@ -13,6 +13,7 @@ from generative_adapter.checkpoint import load_generator, load_generator_alone
 from generative_adapter.errors import CheckpointError, ConfigError
 from generative_adapter.generator.encoder_generator import MEMORY, EncoderGenerator
 from generative_adapter.generator.memory import ContextMemory
+from generative_adapter.training.encoder import surroundings_start
 from generative_adapter.training.encoder.encoding import group_memories
 from generative_adapter.training.encoder.frozen_states import Asked
 from generative_adapter.training.encoder.groups import GroupSampler
@@ -60,9 +61,13 @@ def test_learned_keys_are_whitened_as_if_they_were_alone(recipe, base, generator
         torch.testing.assert_close(memory.inverse[:LEARNED, :LEARNED], own, rtol=1e-3, atol=1e-4)
         assert torch.equal(memory.inverse[LEARNED:, LEARNED:], torch.eye(FIXED))
         assert not memory.inverse[LEARNED:, :LEARNED].any() and not memory.inverse[:LEARNED, LEARNED:].any()
+    keys = torch.rand(1, 20, LEARNED + FIXED)
+    keys[..., LEARNED:] *= 50
+    longest = keys[0, :, :LEARNED].norm(dim=-1).topk(16).indices
+    assert generator.remembered(keys)[0].nonzero().squeeze(1).tolist() == sorted(longest.tolist())
 
 
-def test_queries_tell_the_words_of_questions(recipe, base, generator, states, embeddings, caplog):
+def test_queries_tell_the_words_of_questions(recipe, base, generator, states, embeddings, caplog, monkeypatch):
     measure_start(generator, base, states)
     codes = question_codes(generator, states, embeddings)
     asked = states.asked[2][0]
@@ -72,6 +77,14 @@ def test_queries_tell_the_words_of_questions(recipe, base, generator, states, em
     assert text.startswith(own[0]) and text.endswith(own[1])
     others = [each for each in codes if each != asked]
     assert len(others) > 5 and not any(torch.equal(codes[asked], codes[each]) for each in others[-3:])
+    prompts = [each.ids[: each.num_prompt] for passage in states.passages for each in passage.questions]
+    start, end = (
+        next(at for at in range(99) if len({each[at] for each in ordered}) > 1)
+        for ordered in (prompts, [each[::-1] for each in prompts])
+    )
+    assert start > 0 < end
+    ids = torch.tensor(question.ids[start : question.num_prompt - end])
+    torch.testing.assert_close(codes[asked], generator.surroundings.of_words(embeddings[ids]))
     before = [block.query_proj[:LEARNED].clone() for block in generator.unit_blocks]
     with caplog.at_level("INFO"):
         fit_surroundings_queries(generator, base, states, embeddings, 96)
@@ -81,11 +94,18 @@ def test_queries_tell_the_words_of_questions(recipe, base, generator, states, em
     ratio = float(caplog.text.rpartition("place loss ")[2].split(" times")[0])
     assert ratio <= 1
 
+    monkeypatch.setattr(surroundings_start, "_SIZES", (0.0, 1e4))  # the second one drowns everything else
+    fit_surroundings_queries(generator, base, states, embeddings, 96)
+    assert not any(bool(block.query_proj[LEARNED:].any()) for block in generator.unit_blocks)
 
-def test_a_run_goes_on_from_a_generator_without(recipe_path, tmp_path, base):
+
+def test_a_run_goes_on_from_a_generator_without(recipe_path, tmp_path, base, caplog):
     """What it knows stays; its keys get the fixed part, in memories and their files too."""
     first = run_training(recipe_path, WITHOUT, output=tmp_path / "first")
-    second = run_training(recipe_path, [*ONE_STEP, f"initial_generator={first.generator}"], output=tmp_path / "second")
+    with caplog.at_level("INFO"):
+        settings = [*ONE_STEP, f"initial_generator={first.generator}"]
+        second = run_training(recipe_path, settings, output=tmp_path / "second")
+    assert caplog.text.count("surroundings told at") == 2
     before, after = (load_generator(each.generator, base).generator for each in (first, second))
     assert isinstance(before, EncoderGenerator) and isinstance(after, EncoderGenerator)
     torch.testing.assert_close(after.key_proj, before.key_proj, rtol=1e-4, atol=1e-5)
@@ -99,7 +119,9 @@ def test_a_run_goes_on_from_a_generator_without(recipe_path, tmp_path, base):
     codes = after.surroundings(hidden[0]) * old_keys.norm(dim=-1, keepdim=True)
     torch.testing.assert_close(keys[..., LEARNED:], codes, rtol=1e-3, atol=1e-5)
 
-    third = run_training(recipe_path, [*ONE_STEP, f"initial_generator={second.generator}"], output=tmp_path / "third")
+    settings = [*ONE_STEP, f"initial_generator={second.generator}"]
+    third = run_training(recipe_path, settings, output=tmp_path / "third")
+    assert caplog.text.count("surroundings told at") == 2, "they are not fitted again"
     again = load_generator(third.generator, base).generator.named_weights()
     for name, weight in after.named_weights().items():
         torch.testing.assert_close(again[name], weight, rtol=1e-4, atol=1e-5, msg=name)
