@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from generative_adapter.training.cross_entropy import cross_entropy
-from generative_adapter.training.encoder import loop, repeated_words
+from generative_adapter.training.encoder import question_loss, repeated_words
 from generative_adapter.training.encoder.frozen_states import Asked
 from generative_adapter.training.encoder.repeated_words import own_words, repeat_losses
 from generative_adapter.training.run import run_training
@@ -72,7 +72,7 @@ def test_training_lowers_the_loss_if_it_has_a_weight(recipe_path, tmp_path, monk
 
 def test_questions_that_are_dropped_do_not_count(recipe_path, tmp_path, monkeypatch):
     monkeypatch.setattr(repeated_words, "COMMON", 0.3)
-    monkeypatch.setattr(loop, "kept_questions", lambda losses, question, sources, shares: sources < 0)
+    monkeypatch.setattr(question_loss, "kept_questions", lambda losses, question, sources, shares: sources < 0)
     losses = {}
     for weight in (0, 100):
         settings = ["encoder_training.lookup_steps=0", "num_steps=1", f"encoder_training.repeat_weight={weight}"]
