@@ -259,8 +259,10 @@ def _fingerprint(tensors: Mapping[str, Tensor], config: GeneratorConfig) -> str:
         del settings["subspace_iterations"]
     if config.encoder is None:  # nor this one
         del settings["encoder"]
-    elif not config.encoder.unit_layers:  # nor this one
-        del settings["encoder"]["unit_layers"]
+    else:
+        for name in ("unit_layers", "surroundings_dim"):  # nor these
+            if not getattr(config.encoder, name):
+                del settings["encoder"][name]
     return tensors_fingerprint(dict(tensors), json.dumps(settings, sort_keys=True))
 
 

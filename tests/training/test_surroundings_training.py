@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 import torch
 
 from generative_adapter import GenerativeAdapter
+from generative_adapter.base_model.fingerprint import tensors_fingerprint
 from generative_adapter.base_model.generator_building import build_generator
-from generative_adapter.checkpoint import load_generator, load_generator_alone
+from generative_adapter.checkpoint import generator_fingerprint, load_generator, load_generator_alone
+from generative_adapter.config import to_mapping
 from generative_adapter.errors import CheckpointError, ConfigError
 from generative_adapter.generator.encoder_generator import MEMORY, EncoderGenerator
 from generative_adapter.generator.memory import ContextMemory
@@ -20,6 +23,7 @@ from generative_adapter.training.encoder.groups import GroupSampler
 from generative_adapter.training.encoder.question_words import question_word_losses
 from generative_adapter.training.encoder.starting import measure_start
 from generative_adapter.training.encoder.surroundings_start import fit_surroundings_queries, question_codes
+from generative_adapter.training.recipe import load_recipe
 from generative_adapter.training.run import run_training
 from metric_lines import training_lines
 from unit_passes import check_passes
@@ -168,6 +172,24 @@ def test_surroundings_are_no_wider_than_embeddings(recipe, base):
     encoder = dataclasses.replace(recipe.generator.encoder, surroundings_dim=width)
     with pytest.raises(ConfigError, match=f"must not exceed the width of the hidden states .*got {width}"):
         build_generator(dataclasses.replace(recipe.generator, encoder=encoder, state_dim=width + 16), base)
+
+
+def test_a_generator_without_keeps_its_fingerprint(encoder_values, request):
+    """So that memories written before there was this setting can still be read."""
+    encoder_values["generator"]["state_dim"] = LEARNED
+    encoder_values["generator"]["encoder"]["surroundings_dim"] = 0
+    recipe, base = (request.getfixturevalue(name) for name in ("recipe", "base"))
+    generator = build_generator(recipe.generator, base)
+    settings = to_mapping(recipe.generator)
+    del settings["subspace_iterations"], settings["encoder"]["surroundings_dim"]
+    old = tensors_fingerprint(generator.named_weights(), json.dumps(settings, sort_keys=True))
+    assert generator_fingerprint(generator, recipe.generator) == old
+
+
+def test_telling_words_needs_surroundings(recipe_path):
+    wanted = [*WITHOUT, "encoder_training.question_word_weight=0.5"]
+    with pytest.raises(ConfigError, match="question_word_weight needs"):
+        load_recipe(recipe_path, wanted)
 
 
 def test_new_generators_without_a_measured_start_can_be_built(recipe, base):

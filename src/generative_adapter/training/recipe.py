@@ -179,6 +179,11 @@ class TrainingRecipe:
             f"encoder_training.teacher_sources must be below {len(self.sources)}, the number of sources, got "
             f"{list(asked)}",
         )
+        encoder = self.generator.encoder
+        require(
+            self.encoder_training.question_word_weight == 0 or (encoder is not None and encoder.surroundings_dim > 0),
+            "encoder_training.question_word_weight needs generator.encoder.surroundings_dim",
+        )
         require(0 <= self.decay_share <= 1, f"decay_share must lie in 0..1, got {self.decay_share}")
         require(len(self.adam_betas) == 2, f"adam_betas must be two numbers, got {list(self.adam_betas)}")
 

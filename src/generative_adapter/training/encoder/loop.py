@@ -84,9 +84,8 @@ class EncoderTrainer(SteppedTraining):
         self._norms = find_plain_norms(base.model)
         self._own_words = own_words(states) if self._settings.repeat_weight else None
         self._taught = taught
-        self._codes = None
-        if self._settings.question_word_weight and generator.surroundings is not None:
-            self._codes = question_codes(generator, states, self._embeddings)
+        tells = self._settings.question_word_weight > 0
+        self._codes = question_codes(generator, states, self._embeddings) if tells else None
         self._scores: WordScores | None = None
         self.optimizer = self._make_optimizer()
 
