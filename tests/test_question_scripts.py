@@ -103,21 +103,29 @@ def test_instructions_give_questions(tmp_path, monkeypatch, capsys):
         ("task1327_qa_zre", f"{context} \nQuestion : What does Anna Lind do?", "diver"),
         ("task1327_qa_zre", f"{context} \nQuestion : Where is Anna Lind from?", "Sweden"),  # doesn't stand there
         ("task999_other", f"{context} \nQuestion : What is it?", "diver"),
+        (
+            task := "subtask051_multirc_correct_answer_single_sentence",
+            "Sentence: She woke early. \nQuestion: When?",
+            ".",
+        ),
+        (task, "Sentence: She woke early. \nQuestion: Who woke?", "Anna.", "She."),
+        (task, "She woke early. Who woke?", "She"),  # written in another form
     ]
-    rows = [json.dumps({"task": t, "instances": [{"input": i, "output": [o]}]}) for t, i, o in tasks]
+    rows = [json.dumps({"task": t, "instances": [{"input": i, "output": o}]}) for t, i, *o in tasks]
     source, output = tmp_path / "tasks.jsonl.zst", tmp_path / "out.jsonl"
     source.write_bytes(zstandard.ZstdCompressor().compress("\n".join(rows).encode()))
     monkeypatch.setattr(sys, "argv", ["x", str(source), "--output", str(output)])
     script("instruction_questions").main()
-    (line,) = output.read_text().splitlines()
-    assert json.loads(line) == {
+    first, second = map(json.loads, output.read_text().splitlines())
+    assert first == {
         "context": "Anna Lind (born 1950) is a Swedish diver.",
         "qa": [
             {"question": "When was Anna Lind born?", "answers": ["1950"]},
             {"question": "What does Anna Lind do?", "answers": ["diver"]},
         ],
     }
-    assert "2 questions" in capsys.readouterr().out
+    assert second == {"context": "She woke early.", "qa": [{"question": "Who woke?", "answers": ["She"]}]}
+    assert "3 questions" in capsys.readouterr().out
 
 
 def test_questions_of_conversations_are_asked_of_the_sessions_that_answer_them(tmp_path, monkeypatch, capsys):
@@ -211,6 +219,7 @@ def test_a_filter_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
 
 
 def test_cloze_questions_are_added_to_a_passage(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
     adds = script("cloze_questions")
     asked = [{"question": "When was the mill built?", "answers": ["1912"]}]
     other = "The bridge at Orrin was opened in 1804 by Bess Quill, who had drawn it herself for the old town council."
@@ -241,3 +250,28 @@ def test_cloze_questions_are_added_to_a_passage(tmp_path, monkeypatch, capsys):
         rows = [adds.with_cloze({"context": other, "qa": known}, 9, random.Random(seed)) for seed in range(5)]
         again = [each["answers"] == ["1804"] for row in rows for each in row["qa"][len(known) :]]
         assert again and any(again) == expected
+
+
+def test_cloze_questions_of_plain_documents(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    module = script("cloze_questions")
+    about = "The mill at Orrin on the river {0} was built in {1} by {2} Boot, who sold flour to the whole town. "
+    texts = [
+        "\n".join((about.format(river, year, name) * 4).strip() for year, name in ((1804, "Ann"), (1831, "Max")))
+        for river in ("Rill", "Tarn", "Esk")
+    ]
+    rows = [{"text": text, "title": "Mills", "source": "wikipedia"} for text in texts]
+    rows.append({"text": texts[0].replace("mill", "farm"), "title": "A novel", "source": "gutenberg"})
+    documents, output = tmp_path / "texts.jsonl.zst", tmp_path / "out.jsonl"
+    documents.write_bytes(zstandard.ZstdCompressor().compress("\n".join(map(json.dumps, rows)).encode()))
+    monkeypatch.setattr("sys.argv", ["cloze_questions.py", "--output", str(output)])
+    with pytest.raises(SystemExit):
+        module.main()
+    assert "--texts" in capsys.readouterr().err
+    sys.argv += ["--texts", str(documents), "--num-passages", "5", "--per-document", "2"]
+    module.main()
+    made = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(made) == 5 and len({row["context"] for row in made}) == 5
+    assert all(row["context"] in "\n".join(texts).split("\n") and row["source"] == "wikipedia" for row in made)
+    assert all(0 < len(row["qa"]) <= 2 and each["answers"][0] in row["context"] for row in made for each in row["qa"])
+    assert "5 passages, 0 questions" in capsys.readouterr().out

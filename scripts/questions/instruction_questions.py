@@ -1,10 +1,10 @@
-"""Takes the questions about single sentences (zero-shot relation extraction) out of natural instructions.
+"""Takes the questions about single sentences (relation extraction, MultiRC) out of natural instructions.
 
     python scripts/questions/instruction_questions.py ../shared/data/instructions/natural_instructions.jsonl.zst \
         --output runs/instruction-questions.jsonl
 
-Two of the tasks hold a sentence of Wikipedia, a question and its answer; kept are those whose answer stands in the
-sentence. A line of the output is `{"context", "qa": [{"question", "answers"}]}`, as recipes read it.
+Three of the tasks hold a sentence, a question and its answer; kept are those whose answer stands in the sentence. A
+line of the output is `{"context", "qa": [{"question", "answers"}]}`, as recipes read it.
 """
 
 from __future__ import annotations
@@ -19,17 +19,21 @@ from pathlib import Path
 import zstandard
 
 _ROW = re.compile(r"Context : (?P<context>.*?)\s*\n(?P<kind>Answer|Question) : (?P<given>.*)", re.DOTALL)
-_TASKS = ("task1326_qa_zre", "task1327_qa_zre")
+_SENTENCE = re.compile(r"Sentence: (?P<context>.*?)\s*\nQuestion: (?P<question>.*)", re.DOTALL)
+_RELATIONS = ("task1326_qa_zre", "task1327_qa_zre")
+_SENTENCES = "subtask051_multirc_correct_answer_single_sentence"
 
 
 def pairs(path: Path) -> Iterator[tuple[str, str, str]]:
-    """(context, question, answer) of the tasks' rows; the two tasks give one of the last two each."""
+    """(context, question, answer) of the tasks' rows; those of relations give one of the last two each."""
     with path.open("rb") as file:
         for line in io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), encoding="utf-8"):
             task = json.loads(line)
-            if not task["task"].startswith(_TASKS):
-                continue
-            for instance in task["instances"]:
+            for instance in task["instances"] if task["task"] == _SENTENCES else ():
+                if match := _SENTENCE.fullmatch(instance["input"].strip()):
+                    context, answers = match["context"].strip(), [each.strip(" .") for each in instance["output"]]
+                    yield context, match["question"].strip(), next((each for each in answers if each in context), "")
+            for instance in task["instances"] if task["task"].startswith(_RELATIONS) else ():
                 match = _ROW.fullmatch(instance["input"].strip())
                 if match is None:
                     continue

@@ -218,8 +218,11 @@ def test_resuming_does_not_need_the_initial_generator_again(recipe_path, tmp_pat
     with pytest.raises(Killed):
         run_training(recipe_path, often, output=folder, progress=kill)
     Path(first.generator).unlink()
+    start = (folder / "initial-generator.safetensors").read_bytes()
     assert run_training(recipe_path, often, output=folder, resume=True).step == 4
     assert training_losses(folder) == pytest.approx(training_losses(tmp_path / "whole"), rel=1e-3)
+    assert (folder / "initial-generator.safetensors").read_bytes() == start, "it is where the run began"
+    assert not (tmp_path / "first" / "initial-generator.safetensors").exists()
 
 
 def test_a_run_drops_tokens_of_questions(recipe_path, tmp_path):

@@ -129,6 +129,11 @@ def test_a_run_goes_on_from_a_generator_without(recipe_path, tmp_path, base, tol
     assert after.surroundings is not None and bool(after.surroundings.mean_surroundings.any())
     codes = after.surroundings(hidden[0]) * old_keys.norm(dim=-1, keepdim=True)
     torch.testing.assert_close(keys[..., LEARNED:], codes, rtol=1e-3, atol=1e-5)
+    start = load_generator(tmp_path / "second" / "initial-generator.safetensors", base)
+    assert isinstance(start.generator, EncoderGenerator) and start.training["step"] == 0
+    assert torch.equal(start.generator.key_proj, before.key_proj)
+    assert torch.equal(start.generator.surroundings.mean_surroundings, after.surroundings.mean_surroundings)
+    assert start.generator.unit_blocks[0].query_proj.shape == after.unit_blocks[0].query_proj.shape
 
     settings = [*ONE_STEP, f"initial_generator={second.generator}"]
     third = run_training(recipe_path, settings, output=tmp_path / "third")

@@ -42,6 +42,7 @@ from generative_adapter.training.token_cache import PrepareProgress, prepare, wa
 
 logger = logging.getLogger(__name__)
 
+INITIAL_FILE = "initial-generator.safetensors"
 _RECORDS_A_LINE = 250
 
 
@@ -83,6 +84,9 @@ def run_training(
     progress: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> TrainingResult:
     """Trains as a recipe says and writes `<output>/generator.safetensors`.
+
+    A run that goes on from a generator with an encoder first writes `<output>/initial-generator.safetensors`: that
+    generator with all that is new in this one as it starts, so that its mean with the run's own can be made.
 
     Args:
         config_path: a YAML recipe.
@@ -133,6 +137,8 @@ def run_training(
     if trainer.processes.is_first:
         drop_lines_after(folder / METRICS_FILE, trainer.progress.step)
         write_json(folder / "recipe.json", to_mapping(recipe))
+        if recipe.initial_generator is not None and recipe.generator.encoder is not None and not checkpoints:
+            save_generator(folder / INITIAL_FILE, describe(recipe, base, trainer, trainer.progress))
     status = trainer.run(max_seconds)
     done = trainer.progress
     path = folder / "generator.safetensors"
