@@ -64,6 +64,18 @@ def values(folder: Path) -> list[tuple]:
     ]
 
 
+def test_document_qa_of_stored_memories(run: Run, fails: Callable[..., str], models: tuple, tmp_path: Path) -> None:
+    data = squad(tmp_path / "dev.json", *TESTED)
+    command = ("eval", "document-qa", "--data", data, "--context-tokens", "24", "--methods", "generative-adapter")
+    assert run(*command, *models, "-o", tmp_path / "out").exit_code == 0
+    again = run(*command, "--memory-dtype", "int8", *models, "-o", tmp_path / "out")
+    assert again.exit_code == 0, again.exception
+    keys = [line["key"] for line in lines(tmp_path / "out")]
+    assert len(keys) == len(set(keys)) > 2, "answers of stored memories are others than those of memories at once"
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["settings"]["memory_dtype"] == "int8"
+    assert "int4" in fails(*command, "--memory-dtype", "int4", *models, "-o", tmp_path / "other")
+
+
 def test_document_qa(run: Run, models: tuple, tmp_path: Path) -> None:
     command = (
         *("eval", "document-qa", "--data", squad(tmp_path / "dev.json", *TESTED), "--context-tokens", "24,80"),

@@ -10,9 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from generative_adapter.base_model.inject import inject
 from generative_adapter.base_model.loading import BaseModel
-from generative_adapter.config import PromptConfig
+from generative_adapter.config import MEMORY_DTYPES, PromptConfig
 from generative_adapter.contextualizer import GenerativeAdapter
 from generative_adapter.errors import ConfigError, EmptyContextError
+from generative_adapter.generator.memory import ContextMemory
 from generative_adapter.methods.answering import Batching
 from generative_adapter.methods.closed_book import ClosedBook
 from generative_adapter.methods.full_context import FullContext, FullContextCached
@@ -126,6 +127,17 @@ def test_adapter_answers_are_those_of_the_contextualizer(tiny_adapter: Generativ
     assert own[1].option_scores == pytest.approx(scored[1].option_scores, abs=2e-4)
     with pytest.raises(EmptyContextError):
         method.take_in(Context(" \n"))
+
+
+@pytest.mark.parametrize("form", MEMORY_DTYPES)
+def test_adapters_can_be_made_of_stored_memories(tiny_adapter: GenerativeAdapter, context, tmp_path, form: str) -> None:
+    adapter = GenerativeAdapterMethod(tiny_adapter, memory_dtype=form).take_in(context).adapter
+    tiny_adapter.contextualize(context.text).save(tmp_path / "memory.safetensors", form)
+    expected = tiny_adapter.adapter(ContextMemory.load(tmp_path / "memory.safetensors"))
+    unstored = GenerativeAdapterMethod(tiny_adapter).take_in(context).adapter
+    assert adapter.keys() == expected.keys()
+    assert all(torch.equal(adapter[name].up, expected[name].up) for name in adapter)
+    assert all(torch.equal(adapter[name].up, unstored[name].up) for name in adapter) == (form == "float64")
 
 
 def test_answers_end_with_their_line(tiny_llama_base: BaseModel) -> None:

@@ -47,6 +47,7 @@ def document_qa(
     lora_rank: options.LoraRankOption = 16,
     max_prompt_tokens: options.MaxPromptOption = None,
     task_wording: options.TaskWordingOption = False,
+    memory_dtype: options.StoredMemoryOption = None,
     shuffle: Annotated[bool, typer.Option("--shuffle", help="Group documents at random, not neighbours.")] = False,
     batch_rows: options.BatchRowsOption = 64,
     batch_tokens: options.BatchTokensOption = 16384,
@@ -97,6 +98,7 @@ def document_qa(
             fitting=(learning_rate, epochs, fit_batch),
             lora_rank=lora_rank,
             seed=seed,
+            memory_dtype=memory_dtype,
         )
         return plans, settings
 
@@ -118,6 +120,7 @@ def document_qa(
             "max_pairs": max_pairs,
             "shuffle": shuffle,
             "task_wording": task_wording,
+            "memory_dtype": memory_dtype,
             "max_prompt_tokens": max_prompt_tokens,
         },
         seed,

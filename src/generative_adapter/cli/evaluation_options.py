@@ -73,6 +73,16 @@ TaskWordingOption = Annotated[
     bool, typer.Option("--task-wording", help="Ask a generator in the task's wording, not in the one it learnt.")
 ]
 
+StoredMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--memory-dtype",
+        metavar="FORM",
+        help="Write a generator's memories as float64, bfloat16 or int8 and read them back before they answer "
+        "(default: they aren't stored).",
+    ),
+]
+
 
 def names(text: str, flag: str) -> tuple[str, ...]:
     """The names in "a,b,c".

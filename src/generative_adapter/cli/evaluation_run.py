@@ -42,6 +42,7 @@ def method_settings(
     fitting: tuple[list[str] | None, list[str] | None, list[str] | None],
     lora_rank: int,
     seed: int,
+    memory_dtype: str | None = None,
 ) -> MethodSettings:
     """Settings of all methods, from the options that the commands share.
 
@@ -55,6 +56,7 @@ def method_settings(
         fitting: `--learning-rate`, `--epochs` and `--fit-batch`, as they were given.
         lora_rank: of fine-tuned LoRA.
         seed: of every draw.
+        memory_dtype: form in which a generator's memories are stored first.
 
     Raises:
         ConfigError: an option can't be read.
@@ -70,6 +72,7 @@ def method_settings(
         max_prompt_tokens=max_prompt_tokens,
         generator=generator,
         task_wording=task_wording,
+        memory_dtype=memory_dtype,
         training_pairs=training.pairs,
         validation_pairs=training.validation_pairs,
         learning_rates=by_method(learning_rate, "--learning-rate", float),

@@ -8,6 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from generative_adapter.base_model.costs import base_sizes, forward_flops
 from generative_adapter.base_model.loading import BaseModel
@@ -48,6 +50,8 @@ class GenerativeAdapterMethod:
         training_flops: what training the generator took, for `costs`; None: what its file tells, which may be
             nothing.
         batching: how many queries run together.
+        memory_dtype: form in which memories are written to a file and read back before adapters are made of them; None:
+            they aren't.
     """
 
     name = "generative-adapter"
@@ -59,6 +63,7 @@ class GenerativeAdapterMethod:
         task_wording: bool = False,
         training_flops: float | None = None,
         batching: Batching | None = None,
+        memory_dtype: str | None = None,
     ) -> None:
         self.model = model
         self.base = model.base
@@ -67,6 +72,7 @@ class GenerativeAdapterMethod:
         if training_flops is None:
             self.training_flops = model.checkpoint.training.get("flops") or None
         self.batching = batching
+        self.memory_dtype = memory_dtype
         self._sizes = base_sizes(model.base.model)
 
     def take_in(self, context: Context) -> GeneratedAdapter:
@@ -77,6 +83,8 @@ class GenerativeAdapterMethod:
         """
         started = time.perf_counter()
         memory = self.model.contextualize(context.text)
+        if self.memory_dtype is not None:
+            memory = _stored(memory, self.memory_dtype)
         adapter = self.model.adapter(memory)
         return GeneratedAdapter(memory, adapter, time.perf_counter() - started)
 
@@ -136,6 +144,14 @@ class GenerativeAdapterMethod:
         )
 
 
+def _stored(memory: ContextMemory, dtype: str) -> ContextMemory:
+    """The memory as a file of that form holds it."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "memory.safetensors"
+        memory.save(path, dtype)
+        return ContextMemory.load(path)
+
+
 def _chunk_lengths(num_tokens: int, chunk_tokens: int) -> list[int]:
     return [min(chunk_tokens, num_tokens - start) for start in range(0, num_tokens, chunk_tokens)]
 
@@ -144,4 +160,6 @@ def build(base: BaseModel, settings: MethodSettings) -> GenerativeAdapterMethod:
     """`generative-adapter`, with the settings' generator or the shipped one."""
     path = find_generator(settings.generator)
     model = GenerativeAdapter(base, load_generator(path, base, any_base=settings.any_base))
-    return GenerativeAdapterMethod(model, task_wording=settings.task_wording, batching=settings.batching)
+    return GenerativeAdapterMethod(
+        model, task_wording=settings.task_wording, batching=settings.batching, memory_dtype=settings.memory_dtype
+    )

@@ -25,7 +25,7 @@ SETTINGS_USED: dict[str, tuple[str, ...]] = {
     "full-context": ("max_prompt_tokens", "reserve_tokens"),
     "full-context-cached": ("max_prompt_tokens", "reserve_tokens"),
     "no-adapter": ("generator", "task_wording"),
-    "generative-adapter": ("generator", "any_base", "task_wording"),
+    "generative-adapter": ("generator", "any_base", "task_wording", "memory_dtype"),
     **{f"{kind}-{form}": ("training_pairs", *_FITTED) for kind in ("sft", "cpt") for form in ("lora", "full")},
     **{f"k-shot-{form}": _FITTED for form in ("lora", "full")},
 }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from generative_adapter.config import require
+from generative_adapter.config import require, require_memory_dtype
 from generative_adapter.methods.answering import Batching
 from generative_adapter.methods.prompting import RESERVE_TOKENS
 from generative_adapter.methods.protocol import Wording
@@ -26,6 +26,8 @@ class MethodSettings:
         generator: file of a generator; None: the shipped one.
         any_base: take a generator of another base model of the same shapes.
         task_wording: put a generator's queries in the task's wording rather than in its own.
+        memory_dtype: form in which a generator's memories are stored before adapters are made of them, one of
+            `config.MEMORY_DTYPES`; None: adapters are made at once, of what was read.
         training_pairs: (question, answer) of training contexts, for supervised fine-tuning.
         validation_pairs: the same of other contexts, for early stopping.
         learning_rates: of fine-tuning, by method name; others have their own.
@@ -44,6 +46,7 @@ class MethodSettings:
     generator: str | Path | None = None
     any_base: bool = False
     task_wording: bool = False
+    memory_dtype: str | None = None
     training_pairs: tuple[Pair, ...] = ()
     validation_pairs: tuple[Pair, ...] = ()
     learning_rates: Mapping[str, float] = field(default_factory=dict)
@@ -55,4 +58,6 @@ class MethodSettings:
     progress: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:
+        if self.memory_dtype is not None:
+            require_memory_dtype(self.memory_dtype)
         require(self.lora_rank > 0, f"lora_rank must be positive, got {self.lora_rank}")
