@@ -322,7 +322,7 @@ def test_embedded_base_and_shipped_generator(tmp_path):
     model = GenerativeAdapter.from_pretrained(dtype="float32")
     adapter = model.adapter(model.contextualize("The visitor badges at Kestrel Point are lilac."))
     report = save_peft(adapter, tmp_path / "lora", model.base.name, model=model.base.model)
-    assert (report.rank, report.num_targets, report.num_zero_targets) == (256, 79, 131)
+    assert (report.rank, report.num_targets, report.num_zero_targets) == (320, 79, 131)
     assert config_of(tmp_path / "lora")["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     ids = torch.tensor(model.base.tokenizer(["Question: What colour are the badges?\nAnswer: lilac"])["input_ids"])
     with inject(model.base.model, adapter.to(dtype=torch.bfloat16)):
