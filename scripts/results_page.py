@@ -46,22 +46,24 @@ def with_rows(text: str, new: str, method: str) -> str:
     column, and whole tables under headings that name it.
 
     Raises:
-        ValueError: the other text has a table, row or column of the method that the first lacks.
+        ValueError: the other text has a table, row or column of the method that the first lacks, or none at all.
     """
-    old, measured = tables_of(text), tables_of(new)
+    old, measured, replaced = tables_of(text), tables_of(new), 0
     for where, table in measured.items():
         if where not in old:
             raise ValueError(f"no table of the page under {where[0]!r}")
         known = old[where]
         columns = {name: known[0].index(name) for name in table[0] if name in known[0]}
-        if method in where[0]:
+        if f", {method}:" in where[0]:
             old[where] = table
+            replaced += 1
         elif method in table[0]:
             rows = {row[0]: row for row in known}
             for row in table[2:]:
                 if (label := row[0]) not in rows:
                     raise ValueError(f"no row {label!r} under {where[0]!r}")
                 rows[label][columns[method]] = row[table[0].index(method)]
+                replaced += 1
         else:
             places = {label: at for at, label in enumerate(_labels(known))}
             for label, row in zip(_labels(table), table, strict=True):
@@ -71,6 +73,9 @@ def with_rows(text: str, new: str, method: str) -> str:
                     raise ValueError(f"no row {label} with {table[0]} under {where[0]!r}")
                 for name, cell in zip(table[0], row, strict=True):
                     known[places[label]][columns[name]] = cell
+                replaced += 1
+    if not replaced:
+        raise ValueError(f"nothing was measured with {method!r}")
     lines, heading, number, inside = [], "", 0, False
     for line in text.splitlines():
         if line.startswith("### "):
@@ -128,7 +133,8 @@ def main() -> None:
                 sys.exit(f"error: {error}")
             options.page.write_text(f"{before}{BEGIN}{shown}{END}{after}", encoding="utf-8")
             for name, path in written.items():
-                if name.endswith(".png") and options.rows in name and (options.images / path.name).is_file():
+                shown_there = (options.images / path.name).is_file()
+                if name.endswith(f"-{options.rows}.png") and shown_there:
                     shutil.copy(path, options.images / path.name)
             return
         shutil.rmtree(options.images, ignore_errors=True)

@@ -75,6 +75,12 @@ def test_columns_may_stand_in_another_order():
     assert results_page.with_rows(PAGE, new, "ours") == numbers(("5.0", "5.5"), ("6.0", "6.5"))
 
 
+def test_a_method_is_not_taken_for_another_whose_name_begins_alike():
+    page = PAGE.replace("### Needle, ours:", "### Needle, ours-cached:") + "\n### Less ours\n\n| a |\n|---|\n| b |\n"
+    new = page.replace("10.0", "10.5").replace("| b |", "| c |").replace(" 1.0 ", " 1.5 ")
+    assert results_page.with_rows(page, new, "ours") == page.replace(" 1.0 ", " 1.5 ")
+
+
 @pytest.mark.parametrize(
     ("new", "told"),
     [
@@ -112,5 +118,6 @@ def test_the_script_changes_that_method_alone(tmp_path, monkeypatch):
         "needle-theirs.png": "images",
     }
     monkeypatch.setattr(sys, "argv", [*arguments[:-1], "nobody"])
-    results_page.main()
+    with pytest.raises(SystemExit, match="nothing was measured with 'nobody'"):
+        results_page.main()
     assert page.read_text(encoding="utf-8") == after
