@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 from generative_adapter.data.records import read_records
+from generative_adapter.evaluation.tasks.controls import unrelated_questions
 
 zstandard = pytest.importorskip("zstandard")
 SCRIPTS = Path(__file__).parents[1] / "scripts" / "questions"
@@ -275,3 +276,154 @@ def test_cloze_questions_of_plain_documents(tmp_path, monkeypatch, capsys):
     assert all(row["context"] in "\n".join(texts).split("\n") and row["source"] == "wikipedia" for row in made)
     assert all(0 < len(row["qa"]) <= 2 and each["answers"][0] in row["context"] for row in made for each in row["qa"])
     assert "5 passages, 0 questions" in capsys.readouterr().out
+
+
+TEMPLATE = {
+    "id": "notes-01",
+    "kind": "meeting notes",
+    "text": "Choir committee, {{date}}\n"
+    + "We talked for a long time about many things. " * 6
+    + "{{chair}} chaired and "
+    "{{writer}} wrote this down. The hall costs {{rent}} a week and the piano {{repair}}. {{chair}} orders {{thing}}. "
+    "The concert is on {{concert}}, the next meeting on {{next}} at {{place}}.",
+    "slots": {
+        "date": ["2 May", "9 May", "11 May", "30 May"],
+        "chair": ["Ida Brandt", "Noor Sayed", "Luis Prado", "Anke Holm"],
+        "writer": ["Bo Lind", "Ida Brandt", "Maya Roy", "Tariq Aziz"],
+        "rent": ["40 pounds", "55 pounds", "70 pounds", "85 pounds"],
+        "repair": ["120 pounds", "310 pounds", "90 pounds", "55 pounds"],
+        "thing": ["new folders", "music stands", "two lamps", "a heater"],
+        "concert": ["3 June", "10 June", "17 June", "24 June"],
+        "next": ["4 June", "10 June", "18 June", "25 June"],
+        "place": ["the library", "Bo's flat", "the school", "the old mill"],
+    },
+    "questions": [
+        {"wordings": [f"{word} {name}?", f"Tell me {name}."], "answer": answer}
+        for word, name, answer in [
+            ("Who is", "the chair", "{{chair}}"),
+            ("Who is", "the writer", "{{writer}}"),
+            ("What is", "the rent of the hall", "{{rent}} a week"),
+            ("What is", "the piano's cost", "{{repair}}"),
+            ("What does", "{{chair}} order", "{{thing}}"),
+            ("When is", "the concert", "{{concert}}"),
+            ("When is", "the next meeting", "{{next}}"),
+            ("Where is", "the next meeting", "{{place}}"),
+        ]
+    ],
+}
+
+
+def test_documents_of_a_template_tell_every_answer_and_differ():
+    module = script("document_questions")
+    module.check(TEMPLATE)
+    made = [module.variant(TEMPLATE, number) for number in range(4)]
+    assert made == [module.variant(TEMPLATE, number) for number in range(4)]
+    answers = [{each["question"]: each["answers"][0] for each in document["qa"]} for document in made]
+    assert all(len(each) == 8 for each in answers)
+    for document in made:
+        for each in document["qa"]:
+            assert each["answers"][0] in document["context"] and each["answers"][0] not in each["question"]
+        assert "{{" not in str(document)
+    wordings = {question for each in answers for question in each if "the writer" in question}
+    assert wordings == {"Who is the writer?", "Tell me the writer."}
+    writers = [next(answer for asked, answer in each.items() if "the writer" in asked) for each in answers]
+    assert len(set(writers)) >= 3
+    for number in range(60):  # one person or sum never stands for two things
+        document = module.variant(TEMPLATE, number)
+        found = [each["answers"][0].removesuffix(" a week") for each in document["qa"]]
+        assert len(set(found)) == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text": TEMPLATE["text"] + " {{lost}}"}, "no slot 'lost'"),
+        ({"text": TEMPLATE["text"].replace("{{writer}}", "somebody")}, "slot 'writer' isn't in the text"),
+        ({"slots": {**TEMPLATE["slots"], "rent": ["40 pounds"] * 4}}, "slot 'rent' needs 4 different"),
+        ({"questions": TEMPLATE["questions"][:7]}, "7 questions; 8 or more"),
+        ({"questions": [*TEMPLATE["questions"], {"wordings": ["Who?"], "answer": "{{chair}}"}]}, "2 wordings"),
+        ({"questions": [*TEMPLATE["questions"], {"wordings": ["A?", "B?"], "answer": "things"}]}, "holds no slot"),
+        ({"questions": [*TEMPLATE["questions"], {"wordings": ["A?", "B?"], "answer": "{{rent}} a day"}]}, "stand in"),
+        (
+            {"questions": [*TEMPLATE["questions"], {"wordings": ["Is it {{rent}}?", "B?"], "answer": "{{rent}}"}]},
+            "holds its answer",
+        ),
+        ({"text": "{{" + "}} {{".join(TEMPLATE["slots"]) + "}}"}, "stand in the text"),
+        ({"slots": {}}, "no slot"),
+        ({"questions": [3] * 8}, "TypeError"),
+    ],
+)
+def test_a_template_that_is_wrong_is_told_of(change, message):
+    module = script("document_questions")
+    with pytest.raises(module.TemplateError, match=message) as raised:
+        module.check({**TEMPLATE, **change})
+    assert str(raised.value).startswith("notes-01: ")
+
+
+def test_held_out_templates_are_not_trained_on(tmp_path):
+    module = script("document_questions")
+    path = tmp_path / "notes.jsonl"
+    path.write_text("\n".join(json.dumps({**TEMPLATE, "id": f"notes-{number:02}"}) for number in range(25)))
+    parts = {part: [each["id"] for each in module.read_templates([path], part)] for part in ("training", "held-out")}
+    assert parts["held-out"] == ["notes-09", "notes-19"]
+    assert len(parts["training"]) == 23 and not set(parts["training"]) & set(parts["held-out"])
+    assert len(module.read_templates([path])) == 25
+    with pytest.raises(module.TemplateError, match="more than one template is called notes-00"):
+        module.read_templates([path, path])
+    path.write_text("[1]")
+    with pytest.raises(module.TemplateError, match="line 1 is no JSON object"):
+        module.read_templates([path])
+
+
+def test_documents_are_asked_unrelated_questions_that_they_say_nothing_about():
+    module = script("document_questions")
+    documents = [module.variant(TEMPLATE, number) for number in range(6)]
+    unrelated = [
+        {"question": "What is the capital of Peru?", "answers": ["Lima"]},
+        {"question": "Where are books lent?", "answers": ["the library"]},
+        {"question": "What colour is coal?", "answers": ["black"]},
+    ]
+    module.add_unrelated(documents, unrelated, 2)
+    added = [[each["question"] for each in document["qa"][8:]] for document in documents]
+    assert all(len(each) == 2 for each in added)
+    for document, own in zip(documents, added, strict=True):
+        assert "Where are books lent?" not in own or "the library" not in document["context"]
+    assert {question for own in added for question in own} == {each["question"] for each in unrelated}
+
+
+def test_documents_made_by_the_command_are_read_as_training_data(tmp_path, monkeypatch, capsys):
+    module = script("document_questions")
+    path, output = tmp_path / "notes.jsonl", tmp_path / "made" / "documents.jsonl"
+    path.write_text("\n".join(json.dumps({**TEMPLATE, "id": f"notes-{number}"}) for number in range(10)))
+    arguments = [str(path), "--output", str(output), "--variants", "3"]
+    general = ["--unrelated", str(SCRIPTS / "general-questions.jsonl")]
+    monkeypatch.setattr(sys, "argv", ["document_questions.py", *arguments, *general])
+    module.main()
+    records = list(read_records(output))
+    assert len(records) == 27 and all(len(each.questions) == 10 for each in records)
+    assert "27 documents, 270 questions" in capsys.readouterr().out
+    broken = {**TEMPLATE, "id": "broken", "questions": []}
+    path.write_text(json.dumps(TEMPLATE) + "\n" + json.dumps(broken))
+    monkeypatch.setattr(sys, "argv", ["document_questions.py", str(path)])
+    with pytest.raises(SystemExit, match="1 of 2 templates are wrong"):
+        module.main()
+    assert "broken: 0 questions" in capsys.readouterr().out
+
+
+def test_the_documents_in_the_repository_are_right_and_share_nothing_with_what_is_tested():
+    """No text of `examples/` and no general question that answers are compared on."""
+    module = script("document_questions")
+    templates = module.read_templates(sorted((SCRIPTS / "documents").glob("*.jsonl")))
+    assert len(templates) >= 300
+    for template in templates:
+        module.check(template)
+    known = " ".join(" ".join(each["text"].split()).casefold() for each in templates)
+    examples = Path(__file__).parents[1] / "examples"
+    for name in ("chat/chat.txt", "meeting/notes.md", "news/article.txt", "readme/README.md"):
+        words = (examples / name).read_text(encoding="utf-8").casefold().split()
+        shared = [at for at in range(len(words) - 7) if " ".join(words[at : at + 8]) in known]
+        assert not shared, " ".join(words[shared[0] : shared[0] + 8])
+    tested = {answer.casefold() for each in unrelated_questions() for answer in each.references}
+    general = [json.loads(line) for line in (SCRIPTS / "general-questions.jsonl").read_text().splitlines()]
+    assert len(general) > 200
+    assert not [each for each in general if {answer.casefold() for answer in each["answers"]} & tested]

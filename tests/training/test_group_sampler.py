@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import random
 
@@ -55,6 +56,27 @@ def test_groups_are_made_around_the_sources_that_are_asked_for(recipe, base, gen
         states.passages[n].source for step in range(20) for each in sampler.groups(step, 0, 3) for n in each.passages
     }
     assert drawn == {1}
+
+
+def test_a_group_holds_one_passage_of_a_lone_source_at_most(recipe, states, embeddings):
+    """Every third passage is of it, alike or not."""
+    mixed = copy.copy(states)
+    mixed.passages = [dataclasses.replace(each, source=number % 3) for number, each in enumerate(states.passages)]
+    groups: dict[tuple[int, ...], list[tuple[int, ...]]] = {(): [], (2,): []}
+    for lone, drawn in groups.items():
+        settings = dataclasses.replace(recipe.encoder_training, alike_share=0.5, lone_sources=lone)
+        sampler = GroupSampler(mixed, embeddings, settings, seed=1)
+        for number in sampler.train:
+            drawn += [sampler.around(number, 4, random.Random(f"{number}/{again}")) for again in range(4)]
+            drawn.append(sampler.around(number, 4, None))
+    counts = {
+        lone: [sum(mixed.passages[number].source == 2 for number in group) for group in drawn]
+        for lone, drawn in groups.items()
+    }
+    assert max(counts[()]) > 1
+    assert max(counts[(2,)]) == 1
+    around_one = [group for group, count in zip(groups[(2,)], counts[(2,)], strict=True) if count]
+    assert sum(len(group) == 4 for group in around_one) > len(around_one) / 2
 
 
 def test_another_group_seed_draws_other_groups_of_the_same_passages(recipe, base, generator, states):

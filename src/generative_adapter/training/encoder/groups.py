@@ -69,6 +69,7 @@ class GroupSampler:
             self._by_source.setdefault(states.passages[number].source, []).append(number)
         self._topics = _topics(states, embeddings)
         self._train_numbers = torch.tensor(self.train)
+        self._train_sources = torch.tensor([states.passages[number].source for number in self.train])
 
     def groups(self, step: int, rank: int, num_questions: int) -> list[Group]:
         """The groups of one process's pass: one of many passages, or several of few.
@@ -106,16 +107,19 @@ class GroupSampler:
         return Group(numbers, tuple(self.states.asked[number]))
 
     def around(self, number: int, size: int, rng: random.Random | None) -> tuple[int, ...]:
-        """A passage with size - 1 others; without `rng` those most alike."""
+        """A passage with size - 1 others, of a lone source one at most; without `rng` those most alike."""
         if rng is None or rng.random() < self.settings.alike_share:
             scores = self._topics[self._train_numbers] @ self._topics[number]
+            source = self.states.passages[number].source
+            if source in self.settings.lone_sources:
+                scores[self._train_sources == source] = -2.0  # below all cosines
             wanted = min(len(self.train), (_NEIGHBOURS if rng else 1) * size + 1)
             near = [self.train[at] for at in scores.topk(wanted).indices.tolist() if self.train[at] != number]
             others = near[: size - 1] if rng is None else rng.sample(near, min(size - 1, len(near)))
         else:
             others = [each for each in rng.sample(self.train, min(size, len(self.train))) if each != number]
         kept, tokens = [number], self._num_tokens([number])
-        for other in others[: size - 1]:
+        for other in self._without_lone_twice([number, *others])[1:size]:
             tokens += self._num_tokens([other])
             if tokens > _LONGEST_GROUP:
                 break
@@ -123,6 +127,18 @@ class GroupSampler:
         if rng is not None:
             rng.shuffle(kept)
         return tuple(kept)
+
+    def _without_lone_twice(self, numbers: Sequence[int]) -> list[int]:
+        """These without the passages of a lone source that stand behind another of it."""
+        kept, seen = [], set()
+        for number in numbers:
+            source = self.states.passages[number].source
+            if source not in self.settings.lone_sources:
+                kept.append(number)
+            elif source not in seen:
+                seen.add(source)
+                kept.append(number)
+        return kept
 
     def _num_tokens(self, numbers: Sequence[int]) -> int:
         return sum(self.states.passages[number].num_tokens for number in numbers)

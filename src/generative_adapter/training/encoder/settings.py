@@ -32,6 +32,8 @@ class EncoderTraining:
             short and long texts are trained side by side.
         group_shares: how often each of these numbers is taken, relative to the others.
         alike_share: part of the groups whose passages are alike, as the parts of one document are; the others hold any.
+        lone_sources: sources of which a group holds one passage at most, counted from 0: those whose questions don't
+            say which text they are about ("When is the next meeting?").
         source_shares: how often a group is made around a passage of each source, relative to the others; empty: as
             often as there are passages of it.
         dropped_shares: of each source the part of a pass's questions that counts nothing, those with the largest loss:
@@ -72,6 +74,7 @@ class EncoderTraining:
     group_passages: tuple[int, ...] = (3, 8, 16, 32)
     group_shares: tuple[float, ...] = (0.35, 0.4, 0.15, 0.1)
     alike_share: float = 0.5
+    lone_sources: tuple[int, ...] = ()
     source_shares: tuple[float, ...] = ()
     dropped_shares: tuple[float, ...] = ()
     rows: int = 12
@@ -103,10 +106,11 @@ class EncoderTraining:
         require(len(self.lookup_layers) > 0, f"{where}.lookup_layers is empty; name at least one block")
         for name in ("alike_share", "teacher_share", "kept_text_share"):
             require(0 <= getattr(self, name) <= 1, f"{where}.{name} must lie in [0, 1], got {getattr(self, name)}")
-        require(
-            all(source >= 0 for source in self.teacher_sources),
-            f"{where}.teacher_sources must be numbers of sources, from 0 on, got {list(self.teacher_sources)}",
-        )
+        for name in ("teacher_sources", "lone_sources"):
+            require(
+                all(source >= 0 for source in getattr(self, name)),
+                f"{where}.{name} must be numbers of sources, from 0 on, got {list(getattr(self, name))}",
+            )
         for name in ("dropout", "question_dropout"):
             require(0 <= getattr(self, name) < 1, f"{where}.{name} must lie in [0, 1), got {getattr(self, name)}")
         require(
