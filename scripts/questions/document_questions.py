@@ -95,7 +95,7 @@ def _alike(one: str, other: str) -> bool:
 
 def stands(answer: str, text: str) -> bool:
     """Whether a text holds an answer as whole words, written alike."""
-    return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text) is not None
+    return answer in text and re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text) is not None
 
 
 def check(template: Mapping[str, Any]) -> None:
