@@ -75,8 +75,10 @@ def test_a_group_holds_one_passage_of_a_lone_source_at_most(recipe, states, embe
     }
     assert max(counts[()]) > 1
     assert max(counts[(2,)]) == 1
-    around_one = [group for group, count in zip(groups[(2,)], counts[(2,)], strict=True) if count]
-    assert sum(len(group) == 4 for group in around_one) > len(around_one) / 2
+    settings = dataclasses.replace(recipe.encoder_training, alike_share=1.0, lone_sources=(2,))
+    sampler = GroupSampler(mixed, embeddings, settings, seed=1)
+    lone_ones = [number for number in sampler.train if mixed.passages[number].source == 2]
+    assert {len(sampler.around(number, 4, random.Random(number))) for number in lone_ones} == {4}
 
 
 def test_another_group_seed_draws_other_groups_of_the_same_passages(recipe, base, generator, states):
