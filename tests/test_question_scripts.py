@@ -427,3 +427,87 @@ def test_the_documents_in_the_repository_are_right_and_share_nothing_with_what_i
     general = [json.loads(line) for line in (SCRIPTS / "general-questions.jsonl").read_text().splitlines()]
     assert len(general) > 200
     assert not [each for each in general if {answer.casefold() for answer in each["answers"]} & tested]
+
+
+def written_file(path: Path, *rows: object) -> Path:
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+def test_written_questions_join_those_that_their_passage_has(tmp_path, monkeypatch, capsys):
+    module = script("passage_questions")
+    passages = written_file(
+        tmp_path / "passages.jsonl",
+        {"context": PASSAGE, "qa": [{"question": "Who built the mill?", "answers": ["Ann Boot"]}]},
+        {"context": "The barn is red.", "qa": [{"question": "What is red?", "answers": ["The barn"]}]},
+    )
+    qa = [["When was the mill built?", "1912"], ["Who built the mill ?", "Ann Boot"]]
+    elsewhere = {"passage": module.digest("Another text."), "qa": [["What is this?", "text"]]}
+    first = written_file(tmp_path / "a.jsonl", {"passage": module.digest(PASSAGE), "qa": qa}, elsewhere)
+    spaced = module.digest(PASSAGE.replace(". ", ".\n"))
+    second = written_file(tmp_path / "b.jsonl", {"passage": spaced, "qa": [["How many halls were there?", "three"]]})
+    output = tmp_path / "made" / "questions.jsonl"
+    monkeypatch.setattr(
+        sys, "argv", ["x", str(second), str(first), "--passages", str(passages), "--output", str(output)]
+    )
+    module.main()
+    mill, barn = read_records(output)
+    assert [(each.question, each.answers) for each in mill.questions] == [
+        ("Who built the mill?", ("Ann Boot",)),
+        ("When was the mill built?", ("1912",)),
+        ("How many halls were there?", ("three",)),
+    ]
+    assert mill.context == PASSAGE and [each.question for each in barn.questions] == ["What is red?"]
+    told = capsys.readouterr().out
+    assert "2 passages, 4 questions, 2 of them written" in told
+    assert "1 of 2 passages with written questions aren't in these files" in told
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "wrong"),
+    [
+        ("When was the mill built?", "1912", None),
+        ("How many kinds of flour were made?", "40", None),
+        ("When was the mill built", "1912", "no question mark"),
+        ("When was the mill built?", "1913", "doesn't stand"),
+        ("When was the mill built?", "", "doesn't stand"),
+        ("Who was Ann Boot of Rugby?", "Ann Boot", "holds its answer"),
+        ("Who was Ann Booth?", "Ann Boot", None),  # another word
+        ("What is told of the mill?", PASSAGE[: PASSAGE.index(".")], "longer than 9 words"),
+    ],
+)
+def test_a_written_question_that_its_passage_does_not_answer_is_told(tmp_path, question, answer, wrong):
+    module = script("passage_questions")
+    found = module.complaint(question, answer, PASSAGE)
+    assert (found is None) if wrong is None else (wrong in found)
+    passages = written_file(tmp_path / "passages.jsonl", {"context": PASSAGE, "qa": []})
+    written = {module.digest(PASSAGE): [(question, answer)]}
+    if wrong is None:
+        assert len(list(module.with_written(read_records(passages), written))[0]["qa"]) == 1
+    else:
+        with pytest.raises(module.WrittenQuestionError, match=wrong):
+            list(module.with_written(read_records(passages), written))
+
+
+@pytest.mark.parametrize("row", ["no object", {"qa": []}, {"passage": "00", "qa": [["one alone"]]}, {"passage": "00"}])
+def test_a_line_that_holds_no_written_questions_is_told_with_its_number(tmp_path, row):
+    module = script("passage_questions")
+    path = written_file(tmp_path / "a.jsonl", {"passage": "00", "qa": []}, row)
+    with pytest.raises(module.WrittenQuestionError, match=r"a\.jsonl: line 2 is no"):
+        module.read_written([path])
+
+
+def test_the_written_questions_in_the_repository_are_answered_by_their_passages():
+    """Of those passages that are there: the training sets lie beside the repository, or nowhere."""
+    module = script("passage_questions")
+    written = module.read_written(sorted((SCRIPTS / "passages").glob("*.jsonl")))
+    assert sum(map(len, written.values())) > 10_000
+    for qa in written.values():
+        asked = [question.casefold() for question, _ in qa]
+        assert len(set(asked)) == len(asked)
+    data = Path(__file__).parents[2] / "shared" / "data" / "squad"
+    paths = [path for path in (data / "train-subset-v1.1.json.zst", data / "train-extra.jsonl.zst") if path.is_file()]
+    if not paths:
+        pytest.skip("no training passages of SQuAD")
+    rows = list(module.with_written((record for path in paths for record in read_records(path)), written))
+    assert sum(len(row["qa"]) for row in rows) > 25_000
