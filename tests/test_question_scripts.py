@@ -440,6 +440,7 @@ def test_written_questions_join_those_that_their_passage_has(tmp_path, monkeypat
         tmp_path / "passages.jsonl",
         {"context": PASSAGE, "qa": [{"question": "Who built the mill?", "answers": ["Ann Boot"]}]},
         {"context": "The barn is red.", "qa": [{"question": "What is red?", "answers": ["The barn"]}]},
+        {"context": "The gate is shut.", "qa": [{"question": "What is shut?", "answers": ["The gate"]}]},
     )
     qa = [["When was the mill built?", "1912"], ["Who built the mill ?", "Ann Boot"]]
     elsewhere = {"passage": module.digest("Another text."), "qa": [["What is this?", "text"]]}
@@ -451,15 +452,18 @@ def test_written_questions_join_those_that_their_passage_has(tmp_path, monkeypat
         sys, "argv", ["x", str(second), str(first), "--passages", str(passages), "--output", str(output)]
     )
     module.main()
-    mill, barn = read_records(output)
+    mill, barn, gate = read_records(output)
     assert [(each.question, each.answers) for each in mill.questions] == [
         ("Who built the mill?", ("Ann Boot",)),
         ("When was the mill built?", ("1912",)),
         ("How many halls were there?", ("three",)),
     ]
-    assert mill.context == PASSAGE and [each.question for each in barn.questions] == ["What is red?"]
+    assert mill.context == PASSAGE and [each.question for each in (*barn.questions, *gate.questions)] == [
+        "What is red?",
+        "What is shut?",
+    ]
     told = capsys.readouterr().out
-    assert "2 passages, 4 questions, 2 of them written" in told
+    assert "3 passages, 5 questions, 2 of them written" in told
     assert "1 of 2 passages with written questions aren't in these files" in told
 
 
@@ -483,7 +487,7 @@ def test_a_written_question_that_its_passage_does_not_answer_is_told(tmp_path, q
     passages = written_file(tmp_path / "passages.jsonl", {"context": PASSAGE, "qa": []})
     written = {module.digest(PASSAGE): [(question, answer)]}
     if wrong is None:
-        assert len(list(module.with_written(read_records(passages), written))[0]["qa"]) == 1
+        assert len(next(module.with_written(read_records(passages), written))["qa"]) == 1
     else:
         with pytest.raises(module.WrittenQuestionError, match=wrong):
             list(module.with_written(read_records(passages), written))
