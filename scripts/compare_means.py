@@ -2,13 +2,14 @@
 
     python scripts/compare_means.py configs/smollm2-135m-units-averaged.yaml --run runs/u4 \
         runs/mean-u2-u3.safetensors \
-        "5*runs/mean-u2-u3.safetensors + 5*runs/u4/checkpoint-00000[6-9]*/generator.safetensors"
+        "5*runs/mean-u2-u3.safetensors + 5*runs/u4/checkpoint-00000[6-9]*/generator.safetensors" --group 8 --group 32
 
 Each mean is a sum of files with how much each counts (1, if it isn't said), shared by the files of one pattern. `--run`
 is the folder of a run of the recipe, whose states are read. Values are those of the run's evaluation lines:
 `answer_loss`, the shares of `right` answer tokens, of questions with the right `first` token and an `exact` answer, and
 `kept_loss`, the divergence on unrelated text, and `kept_text_rise`, the log of how many times its perplexity rises.
-`ship_generator.py` makes the mean.
+Each `--group` evaluates with memories of so many passages: what answers best from short memories need not from long
+ones. `ship_generator.py` makes the mean.
 """
 
 from __future__ import annotations
@@ -53,7 +54,12 @@ def main() -> None:
     parser.add_argument("means", nargs="+", metavar="MEAN")
     parser.add_argument("--run", type=Path, required=True, help="folder of a run of the recipe")
     parser.add_argument("--passages", type=int, default=48, help="held-out ones, those of the first source first")
+    parser.add_argument(
+        "--group", type=int, action="append", metavar="PASSAGES", help="share a memory; default: as the recipe says"
+    )
     given = parser.parse_args()
+    if given.group and min(given.group) < 1:
+        parser.error(f"--group must be positive, got {min(given.group)}")
     means = [(each, counted_files(each)) for each in given.means]
     changes = [f"output={given.run}", "initial_generator=null", "encoder_training.teacher_share=0"]
     recipe = load_recipe(given.recipe, [*changes, f"encoder_training.evaluation_passages={given.passages}"])
@@ -66,8 +72,9 @@ def main() -> None:
         generator = mean_generator([path for _, path in counted], base, [count for count, _ in counted]).generator
         assert isinstance(generator, EncoderGenerator)
         trainer.generator = generator
-        values = trainer.evaluate()
-        print(name, *(f"{value} {values[value]:.4f}" for value in values), sep="  ", flush=True)
+        for group in given.group or [recipe.encoder_training.evaluation_group]:
+            values = trainer.evaluate(group)
+            print(name, f"group {group}", *(f"{value} {values[value]:.4f}" for value in values), sep="  ", flush=True)
 
 
 if __name__ == "__main__":

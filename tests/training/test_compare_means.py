@@ -44,12 +44,28 @@ def test_values_are_those_of_the_runs_own_evaluation(script, recipe_path, tmp_pa
     monkeypatch.setattr("sys.argv", ["x", str(recipe_path), "--run", str(run), "--passages", "64", *means])
     script.main()
     first, second = (line.split("  ") for line in capsys.readouterr().out.splitlines() if "answer_loss" in line)
-    values = dict(each.split(" ") for each in first[1:])
+    group, *first_values = first[1:]
+    assert group == "group 8"
+    values = dict(each.split(" ") for each in first_values)
     assert set(values) == {"answer_loss", "exact", "first", "right", "kept_loss", "kept_text_rise"}
     assert float(values["kept_loss"]) > 0
     for name, value in values.items():
         assert float(value) == pytest.approx(result.evaluation[name], abs=2e-3)
-    assert second[0] == means[1] and second[1:] != first[1:]
+    assert second[0] == means[1] and second[2:] != first_values
+
+
+def test_memories_of_so_many_passages(script, recipe_path, tmp_path, monkeypatch, capsys):
+    """Each size is evaluated by itself, as a run does whose recipe says it."""
+    run = tmp_path / "done"
+    result = run_training(recipe_path, ["encoder_training.evaluation_group=2"], output=run)
+    sizes = ["--group", "2", "--group", "1"]
+    options = [str(recipe_path), "--run", str(run), "--passages", "64", *sizes]
+    monkeypatch.setattr("sys.argv", ["x", *options, str(run / "generator.safetensors")])
+    script.main()
+    two, one = (line.split("  ")[1:] for line in capsys.readouterr().out.splitlines() if "answer_loss" in line)
+    assert (two[0], one[0]) == ("group 2", "group 1")
+    losses = [float(line[1].removeprefix("answer_loss ")) for line in (two, one)]
+    assert losses[0] == pytest.approx(result.evaluation["answer_loss"], abs=2e-3) and abs(losses[0] - losses[1]) > 2e-3
 
 
 def test_only_generators_with_an_encoder(script, write_recipe, tmp_path, monkeypatch, capsys):

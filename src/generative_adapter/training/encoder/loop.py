@@ -223,20 +223,24 @@ class EncoderTrainer(SteppedTraining):
             )
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, Any]:
-        """Values of held-out passages, each among 7 of the training set that are most alike.
+    def evaluate(self, group_size: int | None = None) -> dict[str, Any]:
+        """Values of held-out passages, each among those of the training set that are most alike.
 
         Of lookups alone up to the last step on frozen states, else through the base model, with as many held-out
         passages as unrelated text.
+
+        Args:
+            group_size: passages that share a memory; None: as many as the recipe says.
         """
         self.generator.eval()
         self.generator.compute_dtype = torch.float32
         chosen = self.sampler.held_out[: self._settings.evaluation_passages]
         passages = chosen[self.processes.rank :: self.processes.size]
+        size = group_size or self._settings.evaluation_group
         totals: dict[str, float] = {}
         rng = random.Random(0)
         for at in range(0, len(passages), 2):
-            groups = [self.sampler.held_out_group(number, 8) for number in passages[at : at + 2]]
+            groups = [self.sampler.held_out_group(number, size) for number in passages[at : at + 2]]
             memories = self._memories(groups)
             if self.progress.step > self._settings.lookup_steps:
                 kept = [rng.choice(self.sampler.held_out) for _ in groups]
@@ -257,7 +261,8 @@ class EncoderTrainer(SteppedTraining):
     @torch.no_grad()
     def _begin_next_part(self) -> None:
         """Lets the lookups say what they find, as loudly as gives the least loss, and starts a new optimiser."""
-        groups = [self.sampler.held_out_group(number, 8) for number in self.sampler.held_out[:24]]
+        size = self._settings.evaluation_group
+        groups = [self.sampler.held_out_group(number, size) for number in self.sampler.held_out[:24]]
         memories = [each for at in range(0, len(groups), 4) for each in self._memories(groups[at : at + 4])]
         rows = question_rows(self.states, groups, self.recipe.row_tokens, 16)
         losses = []

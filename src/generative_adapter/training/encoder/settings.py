@@ -58,6 +58,8 @@ class EncoderTraining:
         question_dropout: of the tokens of a question, which are left out of a pass as if they had not been there from
             the lowest adapted block on.
         evaluation_passages: held-out passages of an evaluation, those of the first source first.
+        evaluation_group: passages that share a memory in an evaluation: a held-out one and those of the training set
+            that are most alike.
     """
 
     passages: int = 16000
@@ -91,10 +93,12 @@ class EncoderTraining:
     dropout: float = 0.0
     question_dropout: float = 0.0
     evaluation_passages: int = 64
+    evaluation_group: int = 8
 
     def __post_init__(self) -> None:
         where = "encoder_training"
-        for name in ("passages", "lookup_labels", "lookup_questions", "rows", "position_steps", "evaluation_passages"):
+        positive = ("passages", "lookup_labels", "lookup_questions", "rows", "position_steps", "evaluation_passages")
+        for name in (*positive, "evaluation_group"):
             require(getattr(self, name) > 0, f"{where}.{name} must be positive, got {getattr(self, name)}")
         not_negative = ("lookup_steps", "kept_rows", "kept_weight", "word_weight", "position_weight", "repeat_weight")
         for name in (*not_negative, "question_word_weight"):
