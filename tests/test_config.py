@@ -5,15 +5,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from generative_adapter.config import (
-    EncoderConfig,
-    GeneratorConfig,
-    PromptConfig,
-    TargetShape,
-    from_mapping,
-    require,
-    to_mapping,
-)
+from generative_adapter.config import EncoderConfig, GeneratorConfig, PromptConfig, TargetShape, require
+from generative_adapter.config_mapping import from_mapping, to_mapping
 from generative_adapter.errors import ConfigError
 
 

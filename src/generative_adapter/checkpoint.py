@@ -22,7 +22,8 @@ from torch import Tensor
 from generative_adapter.base_model.fingerprint import tensors_fingerprint
 from generative_adapter.base_model.generator_building import build_generator, generator_of_weights
 from generative_adapter.base_model.loading import BaseModel
-from generative_adapter.config import GeneratorConfig, PromptConfig, from_mapping, to_mapping
+from generative_adapter.config import GeneratorConfig, PromptConfig
+from generative_adapter.config_mapping import from_mapping, to_mapping
 from generative_adapter.errors import CheckpointError, ConfigError, FingerprintMismatchError
 from generative_adapter.generator.protocol import ContextGenerator
 from generative_adapter.generator.storage import write_safetensors

@@ -12,7 +12,7 @@ from generative_adapter import GenerativeAdapter
 from generative_adapter.base_model.fingerprint import tensors_fingerprint
 from generative_adapter.base_model.generator_building import build_generator
 from generative_adapter.checkpoint import generator_fingerprint, load_generator, load_generator_alone
-from generative_adapter.config import to_mapping
+from generative_adapter.config_mapping import to_mapping
 from generative_adapter.errors import CheckpointError, ConfigError
 from generative_adapter.generator.encoder_generator import MEMORY, EncoderGenerator
 from generative_adapter.generator.memory import ContextMemory

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from generative_adapter.checkpoint import GENERATOR_FILE, GeneratorCheckpoint, save_generator
-from generative_adapter.config import to_mapping
+from generative_adapter.config_mapping import to_mapping
 from generative_adapter.errors import CheckpointError
 from generative_adapter.export.folders import new_folder
 from generative_adapter.generator.storage import write_json

@@ -12,7 +12,8 @@ from generative_adapter.base_model.costs import base_sizes
 from generative_adapter.base_model.loading import BaseModel
 from generative_adapter.base_model.prompts import question_ids
 from generative_adapter.checkpoint import find_generator, read_generator_info
-from generative_adapter.config import PromptConfig, from_mapping
+from generative_adapter.config import PromptConfig
+from generative_adapter.config_mapping import from_mapping
 from generative_adapter.methods.answering import Batching, answer_prompts, answering_flops
 from generative_adapter.methods.prompting import answer_form, own_form, prompt_ids
 from generative_adapter.methods.protocol import Answer, Context, Costs, Query, Wording

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from generative_adapter.config import GeneratorConfig, PromptConfig, from_mapping, require
+from generative_adapter.config import GeneratorConfig, PromptConfig, require
+from generative_adapter.config_mapping import from_mapping
 from generative_adapter.errors import ConfigError
 from generative_adapter.training.encoder.settings import EncoderTraining
 from generative_adapter.training.source_config import SourceConfig

@@ -21,7 +21,7 @@ from generative_adapter.checkpoint import (
     read_generator_info,
     save_generator,
 )
-from generative_adapter.config import to_mapping
+from generative_adapter.config_mapping import to_mapping
 from generative_adapter.errors import CheckpointError, FingerprintMismatchError, TrainingError
 from generative_adapter.generator.encoder_generator import EncoderGenerator
 from generative_adapter.generator.generator import paper_generator

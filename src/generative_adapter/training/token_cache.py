@@ -23,7 +23,8 @@ from transformers import PreTrainedTokenizerBase
 
 from generative_adapter.base_model.dequantise import cache_folder
 from generative_adapter.base_model.prompts import answer_ids, question_ids
-from generative_adapter.config import PromptConfig, to_mapping
+from generative_adapter.config import PromptConfig
+from generative_adapter.config_mapping import to_mapping
 from generative_adapter.data.cloze import can_be_asked
 from generative_adapter.data.held_out_texts import packaged
 from generative_adapter.data.hub import read_hub

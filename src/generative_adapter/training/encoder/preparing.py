@@ -16,7 +16,8 @@ from pathlib import Path
 from generative_adapter.base_model.loading import BaseModel, load_base_model
 from generative_adapter.base_model.prompts import end_ids
 from generative_adapter.base_model.targets import all_linears, find_blocks
-from generative_adapter.config import TargetShape, to_mapping
+from generative_adapter.config import TargetShape
+from generative_adapter.config_mapping import to_mapping
 from generative_adapter.errors import ConfigError
 from generative_adapter.generator.encoder_generator import EncoderGenerator
 from generative_adapter.generator.storage import write_json
