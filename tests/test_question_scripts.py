@@ -465,6 +465,12 @@ def test_written_questions_join_those_that_their_passage_has(tmp_path, monkeypat
     told = capsys.readouterr().out
     assert "3 passages, 5 questions, 2 of them written" in told
     assert "1 of 2 passages with written questions aren't in these files" in told
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--written-only"])
+    module.main()
+    (mill,) = read_records(output)
+    asked = ["When was the mill built?", "Who built the mill ?", "How many halls were there?"]
+    assert mill.context == PASSAGE and [each.question for each in mill.questions] == asked
+    assert "1 passages, 3 questions, 3 of them written" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

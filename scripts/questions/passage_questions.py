@@ -6,7 +6,7 @@
 The questions name their passage by a digest of its text alone, so they are of use to whoever has the passages
 (scripts/questions/passages/README.md). A line of the output is `{"context", "title", "source", "qa": [{"question",
 "answers"}]}`, as recipes read it: every passage, whether questions were written about it or not, with its own questions
-first.
+first. With `--written-only` the written questions alone are there: where the others are of rules, such as cloze ones.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,15 @@ def main() -> None:
     parser.add_argument("questions", nargs="+", type=Path, help="files of written questions")
     parser.add_argument("--passages", nargs="+", required=True, type=Path, help="files with the passages")
     parser.add_argument("--output", required=True, type=Path)
+    parser.add_argument(
+        "--written-only", action="store_true", help="leave out the passages' own questions, and passages without others"
+    )
     arguments = parser.parse_args()
 
     written = read_written(arguments.questions)
     records = [record for path in arguments.passages for record in read_records(path)]
+    if arguments.written_only:
+        records = [replace(record, questions=()) for record in records if digest(record.context) in written]
     rows = list(with_written(records, written))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
