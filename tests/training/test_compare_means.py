@@ -75,3 +75,10 @@ def test_only_generators_with_an_encoder(script, write_recipe, tmp_path, monkeyp
     with pytest.raises(SystemExit):
         script.main()
     assert "is not of a generator with an encoder" in capsys.readouterr().err
+
+
+def test_a_memory_holds_one_passage_at_least(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["x", "recipe.yaml", "--run", str(tmp_path), "--group", "0", "some.safetensors"])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert "--group must be positive, got 0" in capsys.readouterr().err

@@ -266,6 +266,7 @@ def test_start_takes_words_and_input_sizes_from_the_base_model(recipe, base, sta
         ("generator.encoder.states=[2]", "at or below block 1"),
         ("encoder_training.group_shares=[1]", "as many positive numbers"),
         ("encoder_training.passages=0", "passages must be positive"),
+        ("encoder_training.evaluation_group=0", "evaluation_group must be positive"),
         ("encoder_training.dropout=1.0", "dropout"),
         ("encoder_training.alike_share=1.1", "alike_share"),
         ("encoder_training.source_shares=[-1]", "source_shares"),
